@@ -1,0 +1,169 @@
+"""Report: the answer, with its evidence."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from featurespeed.contract.base import Model
+from featurespeed.contract.request import Kind
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Statistic(Model):
+    """One quantity over seeds: mean, sample standard deviation (n-1), and the value of every seed in the seeds' order.
+
+    A value is ``None`` where the quantity is undefined (the angle of a feature that does not move); mean and sd are
+    taken over the defined ones, and ``None`` if there is none (sd 0 for a single value).
+    """
+
+    mean: float | None
+    sd: float | None
+    values: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Self:
+        """The statistic of the given values."""
+        known = [v for v in values if v is not None]
+        mean = statistics.fmean(known) if known else None
+        sd = (statistics.stdev(known) if len(known) > 1 else 0.0) if known else None
+        return cls(mean=mean, sd=sd, values=tuple(values))
+
+
+class GeometricStatistic(Model):
+    """A positive quantity over seeds: geometric mean, geometric sd (a factor ≥ 1), and every seed's value."""
+
+    mean: float
+    factor_sd: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """The statistic of the given values; all zero (a frozen block's learning rate) gives mean 0 and factor 1."""
+        if not all(values):
+            return cls(mean=0.0, factor_sd=1.0, values=tuple(values))
+        logs = [math.log(v) for v in values]
+        spread = statistics.stdev(logs) if len(logs) > 1 else 0.0
+        return cls(mean=math.exp(statistics.fmean(logs)), factor_sd=math.exp(spread), values=tuple(values))
+
+
+class LayerMeasurement(Model):
+    """What was measured at cut node f_l; ``size`` is m_l, the number of coordinates of f_l over the whole batch.
+
+    angle: θ_l, radians. cos: its cosine. feature_rms: ‖f_l‖_rms. feature_speed: ‖ḟ_l‖_rms per unit of training time.
+    backward_rms: ‖b_l‖_rms. sensitivity: S_l = ‖ḟ_l‖_rms / D_l, per unit of loss. contribution: C_l, loss per unit of
+    time. gradient_norm: ‖∇_l L‖_2.
+    """
+
+    index: int
+    name: str
+    size: int
+    angle: Statistic
+    cos: Statistic
+    feature_rms: Statistic
+    feature_speed: Statistic
+    backward_rms: Statistic
+    sensitivity: Statistic
+    contribution: Statistic
+    gradient_norm: Statistic
+
+
+class Measurement(Model):
+    """All layers at one step of training; ``loss`` and ``loss_decay`` (−L̇) are means over seeds.
+
+    ``formula_residual``: largest over layers and seeds of ``|−⟨b_v,ḟ_v⟩ − D_v| / (‖b_v‖‖ḟ_v‖)``, the two sides of the
+    feature speed formula coming from two different computations. Under ``finite_difference`` it is the error in cos θ.
+    """
+
+    step: int
+    loss: float
+    loss_decay: float
+    formula_residual: float
+    loss_over_seeds: Statistic
+    layers: tuple[LayerMeasurement, ...]
+
+
+class BlockRecommendation(Model):
+    """Scale and rate of one block. ``lr`` is ready to use: the block LR η_l already multiplied by the master LR.
+
+    ``init_std`` is the std over all weight matrices of the block; ``multiplier`` is a factor on the block's output
+    (1: all scale is in the initialization). ``note`` says what a reader must know, such as a scale that a norm layer
+    makes immaterial.
+    """
+
+    index: int
+    name: str
+    init_std: float
+    multiplier: float
+    lr: float
+    init_std_over_seeds: GeometricStatistic
+    lr_over_seeds: GeometricStatistic
+    note: str | None = None
+
+
+class ParameterRecommendation(Model):
+    """Initialization of one tensor, ``init_mean`` + ``init_std`` · noise, and its learning rate."""
+
+    name: str
+    block: str
+    shape: tuple[int, ...]
+    init_mean: float
+    init_std: float
+    lr: float
+
+
+class Recommendation(Model):
+    """Initialization scale and learning rate of every block, and the constants behind them.
+
+    ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ
+    that was reached, ``feature_step`` the κ that was asked. ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
+    """
+
+    master_lr: float
+    output_multiplier: float
+    relative_sensitivity: float
+    feature_step: float
+    warmup_fraction: float
+    relative_sensitivity_over_seeds: GeometricStatistic
+    blocks: tuple[BlockRecommendation, ...]
+    parameters: tuple[ParameterRecommendation, ...]
+
+
+class Provenance(Model):
+    """What is needed to get the same numbers again."""
+
+    featurespeed: str
+    torch: str
+    python: str
+    device: str
+    dtype: str
+    threads: int
+    seeds: tuple[int, ...]
+    spec_sha256: str
+    wall_seconds: float
+
+
+class Report(Model):
+    """The answer to a JobRequest. ``recommendation`` is there for kind ``recommend`` only."""
+
+    kind: Kind
+    recommendation: Recommendation | None = None
+    measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...] = ()
+    provenance: Provenance
+
+    def apply(self, model: torch.nn.Module) -> None:
+        """Set the initialization of ``model`` in place to the recommended one; see :func:`featurespeed.apply.apply`."""
+        from featurespeed.apply import apply
+
+        apply(self, model)
+
+    def param_groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer; see :func:`featurespeed.apply.param_groups`."""
+        from featurespeed.apply import param_groups
+
+        return param_groups(self, model)

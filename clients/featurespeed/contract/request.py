@@ -1,0 +1,221 @@
+"""JobRequest: the question that a user asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from featurespeed.contract.architecture import Architecture, Mlp, Transformer
+from featurespeed.contract.base import Model, Positive, Seed
+from featurespeed.contract.data import Data, Digits, Gaussian, Sphere, Tokens
+from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY
+
+Kind = Literal["measure", "recommend"]
+Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
+Loss = Literal["mse", "cross_entropy"]
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Sgd(Model):
+    """Stochastic gradient descent, as ``torch.optim.SGD``."""
+
+    name: Literal["sgd"]
+    momentum: Unit = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true needs momentum > 0")
+        return self
+
+
+class _Adam(Model):
+    betas: tuple[Unit, Unit] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+
+
+class Adam(_Adam):
+    """Adam, as ``torch.optim.Adam``: weight decay is added to the gradient."""
+
+    name: Literal["adam"]
+
+
+class AdamW(_Adam):
+    """AdamW, as ``torch.optim.AdamW``: weight decay is decoupled from the gradient."""
+
+    name: Literal["adamw"]
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
+
+
+class Scaling(Model):
+    """How scales and learning rates are chosen. ``rule`` defaults to ``fsc``, for ``measure`` to ``pytorch_default``."""
+
+    rule: Rule | None = None
+    granularity: Literal["block"] = "block"
+    relative_sensitivity: Annotated[float, Field(gt=0, le=1000)] = RELATIVE_SENSITIVITY
+    feature_step: Annotated[float, Field(gt=0, le=1000)] = FEATURE_STEP
+
+
+class MeasurementSettings(Model):
+    """Over which seeds, for how long and how precisely to measure.
+
+    With ``steps`` > 0 the network is also trained, and measured every ``every`` steps. ``master_lr`` is the δt of that
+    training; unless given it follows from the feature step under balanced learning rates and is 1 under explicit ones.
+    """
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=64)] = (0, 1, 2)
+    steps: Annotated[int, Field(ge=0, le=100_000)] = 0
+    every: Annotated[int, Field(ge=1, le=100_000)] = 10
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    method: Literal["exact", "finite_difference"] = "exact"
+    master_lr: Positive | None = None
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names a seed twice")
+        return self
+
+
+Std = Annotated[float, Field(ge=0, le=1e6)]
+LearningRate = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class JobRequest(Model):
+    """One question: ``measure`` (angles and speeds under a given scaling) or ``recommend`` (the scaling itself).
+
+    ``frozen`` lists blocks that do not train, by name or group (``input``, ``hidden``, ``output``).
+    ``initialization`` and ``learning_rates`` (kind ``measure``) map block names or groups to the std of the block's
+    weight matrices and to its learning rate; a block name wins over its group.
+    """
+
+    kind: Kind
+    architecture: Architecture
+    data: Data
+    loss: Loss
+    optimizer: Optimizer = AdamW(name="adamw")
+    scaling: Scaling = Scaling()
+    initialization: Annotated[dict[str, Std], Field(min_length=1)] | None = None
+    learning_rates: Literal["balanced"] | LearningRate | dict[str, LearningRate] = "balanced"
+    frozen: tuple[str, ...] = ()
+    measurement: MeasurementSettings = MeasurementSettings()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the request in canonical JSON, defaults filled in: the same question has the same digest."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def rule(self) -> Rule:
+        """The scaling rule: the one asked for, else the kind's default."""
+        return self.scaling.rule or ("fsc" if self.kind == "recommend" else "pytorch_default")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        for check in (_check_data, _check_targets, _check_rule, _check_blocks):
+            check(self)
+        return self
+
+
+def _check_data(request: JobRequest) -> None:
+    """The data must have the shape that the architecture takes."""
+    architecture, data = request.architecture, request.data
+    tokens = isinstance(architecture, Transformer) and architecture.image is None
+    image = architecture.image if isinstance(architecture, Transformer) else None
+    if isinstance(data, Tokens) and not tokens:
+        raise ValueError(f"data.kind: 'tokens' needs a transformer with vocab_size, not {_described(architecture)}")
+    if tokens and isinstance(data, Gaussian | Sphere | Digits):
+        raise ValueError(
+            f"data.kind: {data.kind!r} has no tokens; a transformer with vocab_size takes 'tokens' or 'dataset'"
+        )
+    if not isinstance(data, Digits):
+        return
+    if image is not None and (image.height, image.width, image.channels) != (8, 8, 1):
+        raise ValueError(
+            f"architecture.image: digits are 8 × 8 × 1, not {image.height} × {image.width} × {image.channels}"
+        )
+    if not isinstance(architecture, Transformer) and architecture.input_dim != 64:
+        raise ValueError(f"architecture.input_dim: digits have 64 coordinates, not {architecture.input_dim}")
+    if (outputs := architecture.output_dim) is None or outputs < 10:
+        raise ValueError(f"architecture.output_dim: digits have 10 classes, not {outputs}")
+
+
+def _described(architecture: Architecture) -> str:
+    return "one with image" if isinstance(architecture, Transformer) else f"family {architecture.family!r}"
+
+
+def _check_targets(request: JobRequest) -> None:
+    """The targets must be what the loss compares with."""
+    data, loss = request.data, request.loss
+    if isinstance(data, Tokens) and loss == "mse":
+        raise ValueError("loss: 'mse' has no meaning for data.kind 'tokens'; use 'cross_entropy'")
+    if not isinstance(data, Gaussian | Sphere) or data.targets is None:
+        return
+    if loss == "cross_entropy" and data.targets in ("gaussian", "ones"):
+        raise ValueError(
+            f"data.targets: {data.targets!r} are not class labels; cross_entropy takes 'classes' or 'teacher'"
+        )
+    if loss == "mse" and data.targets == "classes":
+        raise ValueError("data.targets: 'classes' are labels; mse takes 'gaussian', 'ones' or 'teacher'")
+
+
+def _check_rule(request: JobRequest) -> None:
+    """Table 1 speaks of ReLU MLPs under gradient descent."""
+    rule = request.rule
+    if rule not in ("ntk", "mf_mup"):
+        return
+    if not isinstance(request.architecture, Mlp):
+        raise ValueError(f"scaling.rule: {rule!r} is known for family 'mlp' only, not {request.architecture.family!r}")
+    if request.kind == "recommend" and request.optimizer.name != "sgd":
+        raise ValueError(f"scaling.rule: {rule!r} gives rates for optimizer 'sgd' only, not {request.optimizer.name!r}")
+
+
+def _check_blocks(request: JobRequest) -> None:
+    """Names in ``frozen``, ``initialization`` and ``learning_rates`` must be blocks or groups; some block must train."""
+    names = request.architecture.block_names
+    maps = {
+        "frozen": request.frozen,
+        "initialization": request.initialization,
+        "learning_rates": request.learning_rates,
+    }
+    for field, given in maps.items():
+        unknown = sorted(set(given or ()) - {*names, "hidden"}) if not isinstance(given, str | float | int) else []
+        if unknown:
+            raise ValueError(f"{field}: unknown block {unknown[0]!r}; blocks are {', '.join(_shortened(names))}")
+    if request.kind == "recommend" and request.initialization is not None:
+        raise ValueError("initialization: only kind 'measure' takes it")
+    if request.kind == "recommend" and request.learning_rates != "balanced":
+        raise ValueError("learning_rates: only kind 'measure' takes them")
+    if all(is_selected(name, request.frozen) for name in names):
+        raise ValueError("frozen: every block is frozen; at least one must train")
+    if isinstance(rates := request.learning_rates, dict):
+        missing = [name for name in names if lookup(name, rates) is None and not is_selected(name, request.frozen)]
+        if missing:
+            raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
+
+
+def _shortened(names: list[str]) -> list[str]:
+    return names if len(names) <= 6 else [*names[:3], "…", *names[-2:]]
+
+
+def group_of(block: str) -> str:
+    """The group of a block: ``input``, ``hidden`` or ``output``."""
+    return block if block in ("input", "output") else "hidden"
+
+
+def is_selected(block: str, names: tuple[str, ...]) -> bool:
+    """Whether ``names`` lists the block or its group."""
+    return block in names or group_of(block) in names
+
+
+def lookup(block: str, values: dict[str, float]) -> float | None:
+    """The value for a block: its own, else its group's, else none."""
+    return values.get(block, values.get(group_of(block)))

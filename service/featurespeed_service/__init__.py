@@ -1,0 +1,1 @@
+"""The service: the API, the job store and the dispatcher."""

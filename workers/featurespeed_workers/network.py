@@ -1,0 +1,39 @@
+"""A network as the science sees it: a module, cut into a chain of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Scalable:
+    """Weight matrices that are rescaled together until the output of ``module`` has rms ``target_rms`` (property SP)."""
+
+    module: str
+    """Path of the submodule whose output is brought to ``target_rms``."""
+    parameters: tuple[str, ...]
+    """Names, as in ``named_parameters()``, of the tensors that are multiplied by one common factor."""
+    target_rms: float = 1.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block ``f_l = T_l(f_{l-1}, w_l)``: a cut node and the parameters between it and the cut node before."""
+
+    name: str
+    module: str
+    """Path of the submodule whose output is the cut node f_l (the first element of a tuple)."""
+    parameters: tuple[str, ...]
+    """Names of all parameters w_l, as in ``named_parameters()``."""
+    scalables: tuple[Scalable, ...]
+    """What SP rescales, in forward order."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and its blocks in forward order; the output of the last block is the output of the module."""
+
+    module: nn.Module
+    blocks: tuple[Block, ...]
