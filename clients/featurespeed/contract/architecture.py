@@ -6,7 +6,7 @@ outputs are the cut nodes f_1 … f_L. Blocks are named ``input``, ``hidden_2`` 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,7 +20,8 @@ Depth = Annotated[int, Field(ge=2, le=4096)]
 class BlockChain:
     """Names of the blocks of a chain of ``depth`` blocks."""
 
-    depth: int
+    if TYPE_CHECKING:  # a mixin: were it seen at run time, a depth that is computed would become a field
+        depth: int
 
     @property
     def block_names(self) -> list[str]:

@@ -1,0 +1,27 @@
+"""The multilayer perceptron: ``f_1 = norm(W_1 x)``, ``f_l = norm(W_l φ(f_{l-1}))``, ``f_L = W_L φ(f_{L-1})``."""
+
+from __future__ import annotations
+
+from featurespeed.contract import Mlp
+from torch import nn
+
+from featurespeed_workers.architectures.layers import Chain, PostNormLinear
+from featurespeed_workers.network import Scalable
+
+
+def build_mlp(architecture: Mlp) -> Chain:
+    """The module of an MLP (paper, Sec 5.1); a cut node is the pre-activation."""
+    a = architecture
+    width, phi, norm, bias = a.width, a.activation, a.norm, a.bias
+    blocks: dict[str, nn.Module] = {
+        "input": PostNormLinear(a.input_dim, width, activation="identity", norm=norm, bias=bias)
+    }
+    for name in a.block_names[1:-1]:
+        blocks[name] = PostNormLinear(width, width, activation=phi, norm=norm, bias=bias)
+    blocks["output"] = PostNormLinear(width, a.output_dim, activation=phi, norm="none", bias=bias)
+    return Chain(blocks)
+
+
+def mlp_scalables(architecture: Mlp, block: str) -> tuple[Scalable, ...]:
+    """The block's one matrix."""
+    return (Scalable(module=block, parameters=(f"{block}.weight",)),)

@@ -1,0 +1,47 @@
+"""The paper's ResNet (Eq. 12).
+
+``f_1 = W_1 x``, ``f_l = sqrt(1-β²) f_{l-1} + β W_l φ(norm(f_{l-1}))``, ``f_L = W_L norm(f_{L-1})``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from featurespeed.contract import ResNet
+from torch import Tensor, nn
+
+from featurespeed_workers.architectures.layers import Chain, PreLinear
+from featurespeed_workers.network import Scalable
+
+
+class ResidualBlock(nn.Module):
+    """``shortcut · f + β · branch(f)``. The branch is a submodule: its output is seen before β scales it."""
+
+    def __init__(self, branch: nn.Module, *, shortcut: float, beta: float) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.beta = beta
+
+    def forward(self, f: Tensor) -> Tensor:
+        """(batch, width) → (batch, width)."""
+        out: Tensor = self.shortcut * f + self.beta * self.branch(f)
+        return out
+
+
+def build_resnet(architecture: ResNet) -> Chain:
+    """The module of a ResNet; a cut node is the residual stream after a block."""
+    a = architecture
+    shortcut = math.sqrt(1 - a.beta**2) if a.shortcut == "variance_preserving" else 1.0
+    blocks: dict[str, nn.Module] = {"input": nn.Linear(a.input_dim, a.width, bias=a.bias)}
+    for name in a.block_names[1:-1]:
+        branch = PreLinear(a.width, a.width, activation=a.activation, norm=a.norm, bias=a.bias)
+        blocks[name] = ResidualBlock(branch, shortcut=shortcut, beta=a.beta)
+    blocks["output"] = PreLinear(a.width, a.output_dim, activation="identity", norm=a.norm, bias=a.bias)
+    return Chain(blocks)
+
+
+def resnet_scalables(architecture: ResNet, block: str) -> tuple[Scalable, ...]:
+    """The block's one matrix: a residual block's branch is brought to rms 1 before it is scaled by β."""
+    path = block if block in ("input", "output") else f"{block}.branch"
+    return (Scalable(module=path, parameters=(f"{path}.weight",)),)

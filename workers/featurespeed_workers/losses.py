@@ -1,0 +1,31 @@
+"""The losses, with their normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from featurespeed.contract.request import Loss
+from torch import Tensor
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ · mean over batch (and positions) of the sum over outputs of squared error. (…, outputs), the same → scalar.
+
+    The shapes must be equal: broadcasting one against the other would be a silent mistake.
+    """
+    if outputs.shape != targets.shape:
+        raise ValueError(f"mse: outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}")
+    return 0.5 * (outputs - targets).square().sum(dim=-1).mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over batch (and positions) of −log softmax(logits)[label], nats. (…, classes), int64 (…) → scalar."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def loss_function(name: Loss) -> LossFunction:
+    """The loss of a request."""
+    return {"mse": mse, "cross_entropy": cross_entropy}[name]
