@@ -1,0 +1,94 @@
+"""A report put to use: the initialization and the learning rates of a torch model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from featurespeed.contract.report import ParameterRecommendation, Recommendation, Report
+from featurespeed.errors import ParameterMismatch
+
+
+def apply(report: Report, model: torch.nn.Module) -> None:
+    """Bring every parameter of ``model`` to its recommended scale, in place.
+
+    A tensor keeps the distribution that it has and is rescaled so that its root mean square about ``init_mean`` is
+    ``init_std``; one that is ``init_mean`` everywhere is drawn anew, from a normal distribution, by torch's global
+    generator.
+    With ``init_std`` 0 it is filled with ``init_mean`` (biases, gains of norm layers). Applying twice is applying once.
+    A tensor with several names (tied weights) follows the first of them in the report.
+
+    Raises ParameterMismatch, and changes nothing, unless names and shapes are those of the report and values finite.
+    """
+    pairs = _matched(_recommendation(report), model)
+    faults = [f"{advice.name}: has values that are not finite" for advice, p in pairs if not _can_be_set(p, advice)]
+    if faults:
+        raise ParameterMismatch(faults)
+    with torch.no_grad():
+        for advice, parameter in pairs:
+            _set(parameter, advice)
+
+
+def param_groups(report: Report, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups for ``torch.optim.AdamW`` or ``torch.optim.SGD``, one a block: ``params``, ``lr`` and ``name``.
+
+    Blocks keep the report's order; those that the report freezes are there with ``lr`` 0. Left out are parameters with
+    ``requires_grad`` False. Tied weights are in the group of the first of their names in the report. Momentum, betas
+    and weight decay are the optimizer's own arguments, and should be those of the request.
+
+    Raises ParameterMismatch unless names and shapes are those of the report.
+    """
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for advice, parameter in _matched(_recommendation(report), model):
+        if parameter.requires_grad:
+            empty = {"params": [], "lr": advice.lr, "name": advice.block}
+            groups.setdefault((advice.block, advice.lr), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _recommendation(report: Report) -> Recommendation:
+    if report.recommendation is None:
+        raise ValueError(f"a report of kind {report.kind!r} recommends nothing; ask for kind 'recommend'")
+    return report.recommendation
+
+
+def _matched(
+    recommendation: Recommendation, model: torch.nn.Module
+) -> list[tuple[ParameterRecommendation, torch.nn.Parameter]]:
+    """Every parameter of the model once, with what the report says of it; ParameterMismatch names all faults."""
+    advice = {p.name: p for p in recommendation.parameters}
+    named = dict(model.named_parameters(remove_duplicate=False))  # tied weights under all their names
+    known = {id(named[name]) for name in advice if name in named}
+    faults = [f"{name}: not in the model" for name in advice if name not in named]
+    faults += [f"{name}: not in the report" for name, p in model.named_parameters() if id(p) not in known]
+    faults += [
+        f"{name}: shape {tuple(named[name].shape)} in the model, {p.shape} in the report"
+        for name, p in advice.items()
+        if name in named and tuple(named[name].shape) != p.shape
+    ]
+    if faults:
+        raise ParameterMismatch(faults)
+    pairs: dict[int, tuple[ParameterRecommendation, torch.nn.Parameter]] = {}
+    for name, p in advice.items():
+        pairs.setdefault(id(named[name]), (p, named[name]))
+    return list(pairs.values())
+
+
+def _can_be_set(parameter: torch.nn.Parameter, advice: ParameterRecommendation) -> bool:
+    """Whether the values are finite, or of no consequence."""
+    return advice.init_std == 0 or bool(torch.isfinite(parameter).all())
+
+
+def _set(parameter: torch.nn.Parameter, advice: ParameterRecommendation) -> None:
+    if advice.init_std == 0:
+        parameter.fill_(advice.init_mean)
+        return
+    exact = parameter.to(torch.promote_types(parameter.dtype, torch.float32))  # bfloat16 has 8 bits: compute in 24
+    noise = exact - advice.init_mean
+    largest = noise.abs().max() if noise.numel() else noise.new_zeros(())
+    if largest == 0:
+        parameter.normal_(advice.init_mean, advice.init_std)
+        return
+    noise = noise / largest  # so that no square over- or underflows
+    parameter.copy_(advice.init_mean + noise * (advice.init_std / noise.square().mean().sqrt()))
