@@ -1,0 +1,174 @@
+"""What a specification will cost, estimated in closed form before anything is built; knows no torch.
+
+Everything is linear arithmetic on the specification's numbers: an answer takes microseconds, however large the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featurespeed.contract.architecture import Architecture, Mlp, Norm, ResNet, Transformer
+from featurespeed.contract.data import Gaussian, Sphere, Tokens
+from featurespeed.contract.job import FieldError
+from featurespeed.contract.request import JobRequest, Optimizer
+from featurespeed.contract.validation import SpecError
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+ATTENTION_MATRICES = 8
+"""Matrices of scores, (batch, heads, positions, positions), alive at once: scores, weights, both with tangents, and what
+the kernel copies on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that one network (a cell of a job) may take.
+
+    The defaults fit one large accelerator or a workstation: 2 billion parameters with gradient, direction and Adam's two
+    moments in float32 are 45 GiB, which leaves room for activations within 64 GiB.
+    """
+
+    max_parameters: int = 2_000_000_000
+    max_memory_bytes: int = 64 * GIB
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated peak of a measurement in bytes, by what takes it."""
+
+    parameters: int
+    """Parameters, gradients, update directions and the optimizer's state."""
+    activations: int
+    """Features, backward passes and tangents, and what a backward pass keeps."""
+    data: int
+    """Batches, and what they are drawn from."""
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return self.parameters + self.activations + self.data
+
+
+def _norm(norm: Norm, width: int, bias: bool) -> int:
+    return {"none": 0, "layernorm": width * (1 + bias), "rmsnorm": width}[norm]
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Number of parameters of the network, exactly."""
+    if isinstance(architecture, Mlp):
+        return _mlp_parameters(architecture)
+    if isinstance(architecture, ResNet):
+        return _resnet_parameters(architecture)
+    return _transformer_parameters(architecture)
+
+
+def _mlp_parameters(a: Mlp) -> int:
+    m, norm = a.width, _norm(a.norm, a.width, a.bias)
+    hidden = m * m + m * a.bias + norm
+    return (a.input_dim + a.bias) * m + norm + (a.depth - 2) * hidden + (m + a.bias) * a.output_dim
+
+
+def _resnet_parameters(a: ResNet) -> int:
+    m, norm = a.width, _norm(a.norm, a.width, a.bias)
+    hidden = norm + (m + a.bias) * m
+    return (a.input_dim + a.bias) * m + (a.depth - 2) * hidden + norm + (m + a.bias) * a.output_dim
+
+
+def _transformer_parameters(a: Transformer) -> int:
+    m, h, norm = a.width, a.mlp_width, _norm(a.norm, a.width, a.bias)
+    embedding = m * (a.vocab_size or 0)
+    if a.image is not None:
+        embedding = m * (a.image.channels * a.image.patch**2 + a.bias)
+    attention = norm + (m + a.bias) * 3 * m + (m + a.bias) * m
+    mlp = norm + (m + a.bias) * h + (h + a.bias) * m
+    head = norm + (m + a.bias) * a.head_dim
+    return embedding + a.sequence_length * m + a.layers * (attention + mlp) + head
+
+
+def estimate_memory(request: JobRequest) -> Memory:
+    """The estimated peak of one cell, by part; measured peaks are within a factor of three."""
+    size = DTYPE_BYTES[request.measurement.dtype]
+    # parameters, gradients, directions, and one more while the next ones are made
+    copies = 4 + _moments(request.optimizer)
+    return Memory(
+        parameters=parameter_count(request.architecture) * copies * size,
+        activations=request.data.batch_size * _activations(request.architecture) * size,
+        data=_data_bytes(request),
+    )
+
+
+def memory_bytes(request: JobRequest) -> int:
+    """The estimated peak of one cell in bytes, without the interpreter and its libraries."""
+    return estimate_memory(request).total
+
+
+def _moments(optimizer: Optimizer) -> int:
+    if optimizer.name == "sgd":
+        return 1 if optimizer.momentum > 0 else 0
+    return 2
+
+
+def _activations(a: Architecture) -> int:
+    """Numbers that one example keeps alive: three at each cut node (f, b, ḟ), and those inside of each block."""
+    m = a.width
+    if not isinstance(a, Transformer):
+        normed = a.norm != "none"
+        inside = m * ((1 if isinstance(a, Mlp) else 2) + normed)
+        return a.input_dim + (a.depth - 1) * (3 * m + inside) + 5 * a.output_dim
+    # norm, q, k, v, mixed, projected, sum, norm, projected; the hidden layer before and after its activation
+    inside = 9 * m + 2 * a.mlp_width
+    positions = a.sequence_length
+    stream = positions * ((a.layers + 1) * 3 * m + a.layers * inside)
+    logits = 5 * a.head_dim * (positions if a.output_dim is None else 1)
+    return stream + ATTENTION_MATRICES * a.heads * positions**2 + logits
+
+
+def _data_bytes(request: JobRequest) -> int:
+    """Batches are drawn in float64 and int64, twice the batch while it is scaled; a dataset's file is not known here."""
+    data, a = request.data, request.architecture
+    if isinstance(data, Tokens):
+        vocabulary = a.vocab_size or 0 if isinstance(a, Transformer) else 0
+        positions = a.sequence_length if isinstance(a, Transformer) else 0
+        return 8 * (3 * vocabulary + 4 * data.batch_size * positions)
+    if not isinstance(data, Gaussian | Sphere):
+        return 0
+    inputs = _pixels(a) if isinstance(a, Transformer) else a.input_dim
+    outputs = a.output_dim or 0
+    teacher = 64 * (inputs + outputs) if data.targets == "teacher" else 0
+    return 8 * (3 * data.batch_size * (inputs + outputs) + teacher)
+
+
+def _pixels(a: Transformer) -> int:
+    return a.image.channels * a.image.height * a.image.width if a.image is not None else 0
+
+
+def check_budget(request: JobRequest, budget: Budget) -> None:
+    """Raise SpecError, with the estimate and the bound, if the request is over the budget.
+
+    Blames ``architecture`` where its parameters alone are too many, else ``data.batch_size``.
+    """
+    parameters, memory = parameter_count(request.architecture), estimate_memory(request)
+    if parameters > budget.max_parameters:
+        raise _over("architecture", _count(parameters), f"at most {_count(budget.max_parameters)}")
+    if memory.total <= budget.max_memory_bytes:
+        return
+    parts = f"parameters {_size(memory.parameters)}, activations {_size(memory.activations)}, data {_size(memory.data)}"
+    one_example = (memory.activations + memory.data) // request.data.batch_size
+    hopeless = memory.parameters + one_example > budget.max_memory_bytes
+    field = "architecture" if hopeless or request.data.batch_size == 1 else "data.batch_size"
+    value = f"{_size(memory.total)} of memory ({parts})"
+    if field == "data.batch_size":
+        value = f"{request.data.batch_size}: {value}"
+    raise _over(field, value, f"at most {_size(budget.max_memory_bytes)}, by estimate")
+
+
+def _over(field: str, value: str, bound: str) -> SpecError:
+    return SpecError([FieldError(field=field, value=value, bound=bound)])
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters:,} parameters"
+
+
+def _size(n: int) -> str:
+    return f"{n / GIB:,.2f} GiB" if n >= GIB else f"{n / 2**20:,.1f} MiB"
