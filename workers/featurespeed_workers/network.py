@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Scalable:
-    """Weight matrices that are rescaled together until the output of ``module`` has rms ``target_rms`` (property SP)."""
+    """Weight matrices rescaled together until the output of ``module`` has rms ``target_rms`` (property SP)."""
 
     module: str
     """Path of the submodule whose output is brought to ``target_rms``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from featurespeed.contract.base import Model
 from featurespeed.contract.request import Kind
@@ -75,14 +75,16 @@ class LayerMeasurement(Model):
 class Measurement(Model):
     """All layers at one step of training; ``loss`` and ``loss_decay`` (−L̇) are means over seeds.
 
-    ``formula_residual``: largest over layers and seeds of ``|−⟨b_v,ḟ_v⟩ − D_v| / (‖b_v‖‖ḟ_v‖)``, the two sides of the
-    feature speed formula coming from two different computations. Under ``finite_difference`` it is the error in cos θ.
+    ``formula_residual``: largest over layers and seeds of ``|−⟨b_v,ḟ_v⟩ − D_v| / (‖b_v‖‖ḟ_v‖)``; the two sides of the
+    feature speed formula come from two different computations. ``method`` says how ḟ was found (an operator without a
+    forward-mode rule forces ``finite_difference``); under finite differences the residual is the error in cos θ.
     """
 
     step: int
     loss: float
     loss_decay: float
     formula_residual: float
+    method: Literal["exact", "finite_difference"]
     loss_over_seeds: Statistic
     layers: tuple[LayerMeasurement, ...]
 
@@ -120,15 +122,18 @@ class Recommendation(Model):
     """Initialization scale and learning rate of every block, and the constants behind them.
 
     ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ
-    that was reached, ``feature_step`` the κ that was asked. ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
+    that was reached, ``feature_step`` the κ that was asked.
+    ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
+    τ and κ are ``None`` for rules that do not use them.
     """
 
     master_lr: float
     output_multiplier: float
-    relative_sensitivity: float
-    feature_step: float
+    relative_sensitivity: float | None
+    feature_step: float | None
     warmup_fraction: float
-    relative_sensitivity_over_seeds: GeometricStatistic
+    master_lr_over_seeds: GeometricStatistic
+    relative_sensitivity_over_seeds: GeometricStatistic | None
     blocks: tuple[BlockRecommendation, ...]
     parameters: tuple[ParameterRecommendation, ...]
 
@@ -143,7 +148,7 @@ class Provenance(Model):
     dtype: str
     threads: int
     seeds: tuple[int, ...]
-    spec_sha256: str
+    spec_sha256: str | None
     wall_seconds: float
 
 

@@ -56,7 +56,7 @@ Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
 
 
 class Scaling(Model):
-    """How scales and learning rates are chosen. ``rule`` defaults to ``fsc``, for ``measure`` to ``pytorch_default``."""
+    """How scales and rates are chosen. ``rule`` defaults to ``fsc``, for ``measure`` to ``pytorch_default``."""
 
     rule: Rule | None = None
     granularity: Literal["block"] = "block"
@@ -160,9 +160,7 @@ def _check_targets(request: JobRequest) -> None:
     if not isinstance(data, Gaussian | Sphere) or data.targets is None:
         return
     if loss == "cross_entropy" and data.targets in ("gaussian", "ones"):
-        raise ValueError(
-            f"data.targets: {data.targets!r} are not class labels; cross_entropy takes 'classes' or 'teacher'"
-        )
+        raise ValueError(f"data.targets: {data.targets!r} are no labels; cross_entropy takes 'classes' or 'teacher'")
     if loss == "mse" and data.targets == "classes":
         raise ValueError("data.targets: 'classes' are labels; mse takes 'gaussian', 'ones' or 'teacher'")
 
@@ -179,7 +177,7 @@ def _check_rule(request: JobRequest) -> None:
 
 
 def _check_blocks(request: JobRequest) -> None:
-    """Names in ``frozen``, ``initialization`` and ``learning_rates`` must be blocks or groups; some block must train."""
+    """Names in ``frozen``, ``initialization`` and ``learning_rates`` must exist; some block must train."""
     names = request.architecture.block_names
     maps = {
         "frozen": request.frozen,

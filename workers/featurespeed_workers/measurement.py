@@ -1,0 +1,190 @@
+"""One measurement: all layers of a network at one state, on one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from featurespeed_workers import formula, velocity
+from featurespeed_workers.capture import Batch, Capture, LossFunction, Parameters, capture, same_randomness
+from featurespeed_workers.directions import State, UpdateRule
+from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.network import Network
+from featurespeed_workers.velocity import inner, norm
+
+Method = Literal["exact", "finite_difference"]
+RuleOf = Callable[[str], UpdateRule]
+StateOf = Callable[[str], State]
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """What one seed gives for one cut node; the fields are those of the contract's LayerMeasurement."""
+
+    name: str
+    size: int
+    angle: float | None
+    cos: float | None
+    feature_rms: float
+    feature_speed: float
+    backward_rms: float
+    sensitivity: float | None
+    contribution: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class StateMeasurement:
+    """All layers at one state; ``rates`` are the block rates η_l behind ẇ, ``unit_contributions`` ⟨∇_l, u_l⟩."""
+
+    loss: float
+    loss_decay: float
+    formula_residual: float
+    layers: tuple[LayerValues, ...]
+    rates: tuple[float, ...]
+    unit_contributions: tuple[float, ...]
+    method: Method
+
+    @property
+    def relative_sensitivity(self) -> float:
+        """τ at the last hidden feature f_{L-1}: relative speed per unit of loss decay."""
+        last_hidden = self.layers[-2]
+        return formula.relative_sensitivity(last_hidden.feature_speed, last_hidden.feature_rms, self.loss_decay)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a measurement needs beside parameters and batch. ``rule`` and ``state`` are looked up by parameter name."""
+
+    network: Network
+    loss_function: LossFunction
+    rule: RuleOf
+    state: StateOf = field(default=lambda name: {})
+    method: Method = "exact"
+
+
+Rates = Mapping[str, float] | Literal["balanced"]
+"""η_l by block name, or Eq. 8 from the contributions measured here."""
+
+
+def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates: Rates) -> StateMeasurement:
+    """Measure every layer at ``parameters``, along ẇ_l = −η_l u_l with u the optimizer's direction at its state.
+
+    Nothing that belongs to the user changes: module, gradients, optimizer state, global random state.
+    An operator without a forward-mode rule is measured by finite difference instead; ``method`` in the result says so.
+    """
+    device = next(iter(parameters.values())).device
+    with same_randomness(device) as rewind:
+        captured = capture(setting.network, parameters, batch, setting.loss_function)
+        directions = {
+            name: setting.rule(name).direction(parameters[name].detach(), gradient, setting.state(name))
+            for name, gradient in captured.gradients.items()
+        }
+        units = _unit_contributions(setting.network, captured, directions)
+        etas = _rates(setting.network, captured, units, rates)
+        tangents = _tangents(setting.network, directions, etas)
+        del directions
+        rewind()
+        return _speeds(setting, parameters, batch, captured, tangents, etas, units)
+
+
+def _unit_contributions(network: Network, captured: Capture, directions: Mapping[str, Tensor]) -> list[float]:
+    """⟨∇_l, u_l⟩ of every block: its contribution to the loss decay per unit of learning rate."""
+    return [
+        sum(inner(captured.gradients[name], directions[name]) for name in block.parameters if name in directions)
+        for block in network.blocks
+    ]
+
+
+def _rates(network: Network, captured: Capture, units: list[float], rates: Rates) -> list[float]:
+    trains = [any(name in captured.gradients for name in block.parameters) for block in network.blocks]
+    if rates != "balanced":
+        return [rates[block.name] if on else 0.0 for block, on in zip(network.blocks, trains, strict=True)]
+    etas = []
+    for block, on, unit in zip(network.blocks, trains, units, strict=True):
+        if on and not math.isfinite(unit):
+            raise MeasurementError("not-finite", f"the gradient of block {block.name!r} is not finite")
+        if on and unit == 0:
+            raise MeasurementError("zero-gradient", f"the gradient of block {block.name!r} is zero: it cannot learn")
+        if on and unit < 0:
+            reason = "its update increases the loss (momentum or weight decay against the gradient)"
+            raise MeasurementError("no-balance", f"block {block.name!r} has no balanced learning rate: {reason}")
+        etas.append(formula.balanced_rate(sum(trains), unit) if on else 0.0)
+    return etas
+
+
+def _tangents(network: Network, directions: Mapping[str, Tensor], etas: list[float]) -> dict[str, Tensor]:
+    """ẇ by parameter name, −η_l u_l; a block at rate 0 does not move."""
+    return {
+        name: directions[name] * -eta
+        for block, eta in zip(network.blocks, etas, strict=True)
+        for name in block.parameters
+        if name in directions and eta != 0
+    }
+
+
+def _speeds(
+    setting: Setting,
+    parameters: Parameters,
+    batch: Batch,
+    captured: Capture,
+    tangents: dict[str, Tensor],
+    etas: list[float],
+    units: list[float],
+) -> StateMeasurement:
+    """The pass for ḟ, and the formula's two sides put together. Only scalars of ḟ are kept."""
+    found: dict[int, tuple[float, float]] = {}
+
+    def visit(i: int, speed: Tensor | None) -> None:
+        found[i] = (0.0, 0.0) if speed is None else (norm(speed), inner(captured.backward[i], speed))
+
+    network, method = setting.network, setting.method
+    if method == "exact":
+        try:
+            velocity.exact(network, parameters, tangents, batch, visit)
+        except NotImplementedError:
+            method = "finite_difference"
+    if method == "finite_difference":
+        velocity.finite_difference(network, parameters, tangents, batch, captured, visit)
+    return _combine(network, captured, found, etas, units, method)
+
+
+def _combine(
+    network: Network,
+    captured: Capture,
+    found: Mapping[int, tuple[float, float]],
+    etas: list[float],
+    units: list[float],
+    method: Method,
+) -> StateMeasurement:
+    decay, worst, layers = 0.0, 0.0, []
+    for i, block in enumerate(network.blocks):
+        contribution = etas[i] * units[i]
+        decay += contribution
+        speed, product = found[i]
+        size, backward = captured.features[i].numel(), norm(captured.backward[i])
+        if not math.isfinite(speed + backward + decay):
+            raise MeasurementError("not-finite", f"the backward pass or velocity of block {block.name!r} is not finite")
+        cos = formula.cosine(product, backward, speed)
+        worst = max(worst, formula.residual(product, decay, backward, speed))
+        layers.append(
+            LayerValues(
+                name=block.name,
+                size=size,
+                angle=formula.angle(cos),
+                cos=cos,
+                feature_rms=formula.rms(norm(captured.features[i]), size),
+                feature_speed=formula.rms(speed, size),
+                backward_rms=formula.rms(backward, size),
+                sensitivity=formula.sensitivity(speed, size, decay),
+                contribution=contribution,
+                gradient_norm=math.hypot(
+                    *(norm(captured.gradients[n]) for n in block.parameters if n in captured.gradients)
+                ),
+            )
+        )
+    return StateMeasurement(captured.loss, decay, worst, tuple(layers), tuple(etas), tuple(units), method)

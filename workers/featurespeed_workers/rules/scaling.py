@@ -1,0 +1,23 @@
+"""The outcome of a rule: parameters at their new scale, block learning rates, and what a reader must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockScaling:
+    """A scaling of every block for one seed.
+
+    ``rates`` are the block learning rates η_l by block name, the master learning rate δt left out;
+    ``relative_sensitivity`` is the τ that was reached (``None`` for a rule that does not measure it).
+    """
+
+    parameters: dict[str, Tensor]
+    rates: dict[str, float]
+    master_lr: float
+    relative_sensitivity: float | None
+    notes: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,84 @@
+"""A training run under given block learning rates, measured at checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from featurespeed.contract import Optimizer
+from featurespeed.defaults import WARMUP_FRACTION
+from featurespeed_workers.capture import Batch, call
+from featurespeed_workers.directions import make_optimizer
+from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.measurement import Setting, StateMeasurement, measure_state
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on the learning rates over a run: constant, or linear warm-up and then cosine to zero."""
+
+    steps: int
+    warmup_fraction: float = WARMUP_FRACTION
+    constant: bool = False
+
+    def factor(self, step: int) -> float:
+        """The factor for step 0 … steps-1."""
+        if self.constant:
+            return 1.0
+        warmup = max(1, round(self.warmup_fraction * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train: block rates η_l, master rate δt, how long, and how often to measure."""
+
+    optimizer: Optimizer
+    rates: dict[str, float]
+    master_lr: float
+    schedule: Schedule
+    every: int
+
+
+def train(
+    setting: Setting, parameters: dict[str, Tensor], batch: Callable[[int], Batch], run: Run
+) -> Iterator[tuple[int, StateMeasurement]]:
+    """Train copies of ``parameters`` with torch's own optimizer; yield (step, measurement) at checkpoints after step 0.
+
+    Each measurement is along the update that the optimizer would make next on that step's batch, at rates η_l
+    (schedule and δt left out). Raises MeasurementError when the loss is no longer finite, naming the step.
+    """
+    weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in parameters.items()}
+    groups = [
+        {"params": [weights[n] for n in block.parameters if weights[n].requires_grad], "base": run.rates[block.name]}
+        for block in setting.network.blocks
+    ]
+    optimizer = make_optimizer(run.optimizer, [g for g in groups if g["params"]])
+    setting = replace(setting, state=lambda name: optimizer.state.get(weights[name], {}))
+    for step in range(run.schedule.steps + 1):
+        last = step == run.schedule.steps
+        now = batch(step)
+        if step and (last or step % run.every == 0):
+            yield step, measure_state(setting, weights, now, run.rates)
+        if not last:
+            _step(setting, weights, now, optimizer, run.master_lr * run.schedule.factor(step), step)
+
+
+def _step(
+    setting: Setting, weights: dict[str, Tensor], batch: Batch, optimizer: torch.optim.Optimizer, lr: float, step: int
+) -> None:
+    inputs, targets = batch
+    optimizer.zero_grad()
+    loss = setting.loss_function(call(setting.network, weights, inputs), targets)
+    if not torch.isfinite(loss):
+        raise MeasurementError("diverged", f"the loss is not finite at step {step}")
+    torch.autograd.backward(loss)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["base"]
+    optimizer.step()
