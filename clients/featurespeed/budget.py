@@ -16,16 +16,16 @@ from featurespeed.contract.validation import SpecError
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 ATTENTION_MATRICES = 8
-"""Matrices of scores, (batch, heads, positions, positions), alive at once: scores, weights, both with tangents, and what
-the kernel copies on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
+"""Matrices of scores, (batch, heads, positions, positions), alive at once: scores, weights, both with tangents, and
+what the kernel copies on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """The most that one network (a cell of a job) may take.
 
-    The defaults fit one large accelerator or a workstation: 2 billion parameters with gradient, direction and Adam's two
-    moments in float32 are 45 GiB, which leaves room for activations within 64 GiB.
+    The defaults fit one large accelerator or a workstation: 2 billion parameters with gradients, directions and Adam's
+    two moments in float32 are 45 GiB, which leaves room for activations within 64 GiB.
     """
 
     max_parameters: int = 2_000_000_000
@@ -124,7 +124,7 @@ def _activations(a: Architecture) -> int:
 
 
 def _data_bytes(request: JobRequest) -> int:
-    """Batches are drawn in float64 and int64, twice the batch while it is scaled; a dataset's file is not known here."""
+    """Batches are drawn in float64 and int64, and copied while scaled; a dataset's file is not known here."""
     data, a = request.data, request.architecture
     if isinstance(data, Tokens):
         vocabulary = a.vocab_size or 0 if isinstance(a, Transformer) else 0

@@ -52,6 +52,7 @@ class Digits(_Data):
     """scikit-learn's 1,797 handwritten digits, 8 × 8, standardised so that E‖x‖² = 64; one-hot targets under mse."""
 
     kind: Literal["digits"]
+    batch_size: Annotated[int, Field(ge=1, le=1797)] = 128
 
 
 class Dataset(_Data):
