@@ -1,0 +1,179 @@
+"""Ray, as the dispatcher sees it: cells go in, items come out. Ray keeps no state that matters and retries nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from featurespeed_service.settings import Settings
+
+# Before ray is imported: it reads these once. The local cluster listens on every interface, hence the token.
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+for _name, _value in LOCAL_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+
+from featurespeed_workers.ray_tasks import CellCall, Item, cell_task, warm_up_task  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Cells and requests are small; the rest of the memory is the workers'."""
+
+WARM_UP_SECONDS = 60.0
+CRASHES = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.ObjectLostError,
+)
+"""A worker or its machine has died: the same cell may succeed elsewhere or later."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last that is heard of a task. ``text`` is for the log."""
+
+    how: Literal["finished", "cancelled", "crashed", "error"]
+    text: str = ""
+
+
+class CellTask:
+    """A cell on its way; compared by identity."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+
+class Cluster:
+    """A running Ray; made by :func:`connect`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tasks: dict[Any, CellTask] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many cells fit on the cluster at once, as it is now."""
+        resources = _resources()
+        slots = int(resources.get("CPU", 0))
+        if self._on_gpu(resources):
+            slots = min(slots, int(resources["GPU"] / self._settings.gpus_per_cell))
+        return max(1, slots)
+
+    @property
+    def running(self) -> int:
+        """How many tasks have not ended."""
+        return len(self._tasks)
+
+    def _on_gpu(self, resources: dict[str, float]) -> bool:
+        return resources.get("GPU", 0) > 0 and self._settings.gpus_per_cell > 0
+
+    def _options(self) -> dict[str, float]:
+        gpus = self._settings.gpus_per_cell if self._on_gpu(_resources()) else 0
+        return {"num_cpus": 1, "num_gpus": gpus}
+
+    def warm_up(self) -> list[Any]:
+        """Start a worker for every slot; the references are ready when the workers are."""
+        task = warm_up_task.options(**self._options())
+        return [task.remote(self._settings.engine) for _ in range(self.slots)]
+
+    def wait(self, references: list[Any], seconds: float) -> bool:
+        """Wait for all of the references, but no longer than this; whether they are ready."""
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
+        return len(ready) == len(references)
+
+    def submit(self, request: str, seed: int, dataset: Path | None) -> CellTask:
+        """Start a cell."""
+        options = self._options()
+        call = CellCall(
+            engine=self._settings.engine,
+            request=request,
+            seed=seed,
+            dataset=str(dataset.absolute()) if dataset is not None else None,
+            device="cuda" if options["num_gpus"] else None,
+            threads=self._settings.threads,
+        )
+        task = CellTask(cell_task.options(**options).remote(call))
+        self._tasks[task.items] = task
+        return task
+
+    def cancel(self, task: CellTask, *, force: bool) -> None:
+        """Ask a task to stop, or end its process."""
+        if task.items in self._tasks:
+            ray.cancel(task.items, force=force)
+
+    def poll(self, seconds: float) -> Iterator[tuple[CellTask, Item | Ended]]:
+        """What the tasks tell; waits up to this long for the first of it. Ended is the last that a task tells."""
+        ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
+        while ready:
+            for items in ready:
+                heard = _hear(items)
+                yield self._tasks[items], heard
+                if isinstance(heard, Ended):
+                    del self._tasks[items]
+            waiting = list(self._tasks)
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _hear(items: Any) -> Item | Ended:
+    try:
+        item: Item = ray.get(next(items))
+        return item
+    except StopIteration:
+        return Ended("finished")
+    except ray.exceptions.TaskCancelledError:
+        return Ended("cancelled")
+    except CRASHES as error:
+        return Ended("crashed", str(error))
+    except ray.exceptions.RayError as error:
+        return Ended("error", str(error))
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator[Cluster]:
+    """A cluster: the one at ``settings.ray_address``, else a local one that ends with the context."""
+    if settings.ray_address is not None:
+        ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            yield Cluster(settings)
+        finally:
+            ray.shutdown()
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # not below the data directory: the path of a Unix socket has at most 107 characters
+    directory = tempfile.mkdtemp(prefix="featurespeed-ray-", dir="/tmp")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=settings.cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=directory,
+        )
+        yield Cluster(settings)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)

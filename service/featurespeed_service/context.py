@@ -1,0 +1,58 @@
+"""What the routes share: the store, the datasets, the settings; and how a body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from featurespeed_service.datasets import DatasetLibrary
+from featurespeed_service.metrics import Metrics
+from featurespeed_service.problems import BodyTooLarge
+from featurespeed_service.settings import Settings
+from featurespeed_service.store import JobStore
+
+DISCARDED_BYTES = 16 * 2**20
+"""Bytes beyond a limit that are still read, so that a client which sends first hears the answer."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that a route may use."""
+
+    settings: Settings
+    store: JobStore
+    datasets: DatasetLibrary
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server is about to stop: event streams end."""
+
+
+def context_of(request: Request) -> Context:
+    """The context that ``create_app`` made."""
+    context: Context = request.app.state.context
+    return context
+
+
+Ctx = Annotated[Context, Depends(context_of)]
+
+
+async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body in pieces; raises BodyTooLarge once it has more than ``limit`` bytes."""
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size <= limit:
+            yield piece
+        elif size > limit + DISCARDED_BYTES:
+            break
+    if size > limit:
+        raise BodyTooLarge(limit)
+
+
+async def spec_body(request: Request, context: Ctx) -> bytes:
+    """The whole body of a request that carries a spec."""
+    return b"".join([piece async for piece in limited_body(request, context.settings.max_spec_bytes)])

@@ -1,0 +1,70 @@
+"""One way to reach a database, whatever its kind: transactions that read, transactions that write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+
+from featurespeed_service.schema import metadata
+
+Clock = Callable[[], int]
+"""The time in microseconds since 1970."""
+
+BUSY_TIMEOUT_SECONDS = 20.0
+_WRITES = "featurespeed_writes"
+
+
+def system_clock() -> int:
+    """The machine's time."""
+    return time.time_ns() // 1000
+
+
+class Database:
+    """An engine with its tables made, and a clock.
+
+    Raises ``sqlalchemy.exc.SQLAlchemyError`` (or ImportError, for a driver not installed) if it cannot be reached.
+    """
+
+    def __init__(self, url: str, clock: Clock = system_clock) -> None:
+        self.clock = clock
+        self._engine = _engine(url)
+        self._writer = self._engine.execution_options(**{_WRITES: True})
+        metadata.create_all(self._writer)
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that changes nothing."""
+        return self._engine.begin()
+
+    def writing(self) -> AbstractContextManager[Connection]:
+        """A transaction that may write; commits at its end, rolls back on an exception."""
+        return self._writer.begin()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Rollback journal: several processes share the file, and SQLite before 3.51.3 can corrupt a WAL then.
+    connection.isolation_level = None  # the driver leaves BEGIN to us
+    for pragma in ("journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at once: upgrading a read lock later would fail at once instead of waiting.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

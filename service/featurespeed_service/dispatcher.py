@@ -1,0 +1,256 @@
+"""The dispatcher: claims jobs, has their cells computed, writes down what comes of it.
+
+A process of its own, ``python -m featurespeed_service.dispatcher``, because it owns the Ray driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from types import FrameType, ModuleType
+
+from featurespeed.contract import JobError, SpecError
+from featurespeed_service.cluster import WARM_UP_SECONDS, CellTask, Cluster, Ended, connect
+from featurespeed_service.datasets import dataset_path
+from featurespeed_service.problems import INTERNAL_ERROR
+from featurespeed_service.running import RunningJob
+from featurespeed_service.settings import Settings
+from featurespeed_service.sql_store import open_store
+from featurespeed_service.store import Lease, LeaseLost, LeaseStore
+from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.ray_tasks import Item, job_error
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.03
+"""Longest pause between two looks at queue and tasks; an idle dispatcher's part in a job's latency."""
+HEARTBEAT_SECONDS = 2.0
+SLOTS_SECONDS = 5.0
+"""How often the size of the cluster is asked for."""
+JOBS_PER_SLOT = 2
+"""Jobs claimed at once: enough that a short one gets in beside long ones."""
+STOP_SECONDS = 6.0
+"""A dispatcher whose parent has gone ends itself within this, however stuck it is."""
+WORKER_CRASHED = "worker-crashed"
+
+
+class Dispatcher:
+    """Works on jobs until it is told to stop. One thread: every decision is made in :meth:`step`."""
+
+    def __init__(self, store: LeaseStore, cluster: Cluster, settings: Settings, engine: ModuleType) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._settings = settings
+        self._engine = engine
+        self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._jobs: dict[Lease, RunningJob] = {}
+        self._doomed: dict[CellTask, float] = {}  # cancelled tasks, and when their grace ends
+        self._slots = cluster.slots
+        self._due = {"beat": 0.0, "renew": 0.0, "slots": 0.0}
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set, then give the jobs back."""
+        try:
+            while not stop.is_set():
+                self.step(POLL_SECONDS)
+                if not self._cluster.running:
+                    stop.wait(POLL_SECONDS)
+        finally:
+            self._give_back()
+
+    def step(self, seconds: float) -> None:
+        """Look once at everything; waits up to ``seconds`` for news of running tasks."""
+        self._keep_alive()
+        self._claim()
+        self._submit()
+        if self._cluster.running:
+            for task, heard in self._cluster.poll(seconds):
+                self._hear(task, heard)
+        for job in list(self._jobs.values()):
+            self._write(job)
+        for lease, what in self._store.stop_requests(self._jobs).items():
+            self._stop(lease, what)
+        self._force()
+
+    def _is_due(self, what: str, every: float) -> bool:
+        now = time.monotonic()
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + every
+        return True
+
+    def _keep_alive(self) -> None:
+        if self._is_due("beat", HEARTBEAT_SECONDS):
+            self._store.beat(self._owner)
+        if self._is_due("slots", SLOTS_SECONDS):
+            self._slots = self._cluster.slots
+        if self._is_due("renew", self._settings.lease_seconds / 3):
+            for lease in list(self._jobs):
+                try:
+                    self._store.renew(lease)
+                except LeaseLost:
+                    self._drop(lease)
+
+    def _claim(self) -> None:
+        while len(self._jobs) < JOBS_PER_SLOT * self._slots:
+            claim = self._store.claim(self._owner)
+            if claim is None:
+                return
+            log.info("job %s: attempt %d, %d cells done", claim.job.id, claim.lease.attempt, len(claim.cells))
+            dataset = dataset_path(self._settings.datasets_dir, claim.job.request)
+            self._jobs[claim.lease] = RunningJob(claim, dataset)
+
+    def _submit(self) -> None:
+        """Fill the free slots, always from the job with the fewest cells running: no job waits behind a larger one."""
+        while self._cluster.running < self._slots:
+            waiting = [job for job in self._jobs.values() if job.waiting]
+            if not waiting:
+                return
+            job = min(waiting, key=lambda job: len(job.tasks))
+            seed = job.waiting.popleft()
+            job.start(seed, self._cluster.submit(job.request_json, seed, job.dataset))
+
+    def _hear(self, task: CellTask, heard: Item | Ended) -> None:
+        if isinstance(heard, Ended):
+            self._doomed.pop(task, None)
+        job = next((job for job in self._jobs.values() if task in job.tasks), None)
+        if job is None:  # of a job that has ended
+            return
+        if isinstance(heard, Item) and heard.kind == "failed":
+            self._end(job, JobError.model_validate_json(heard.text))
+        elif isinstance(heard, Item):
+            job.hear(task, heard)
+        else:
+            seed = job.tasks.pop(task)
+            if seed not in job.done:
+                self._ended_early(job, seed, heard)
+
+    def _ended_early(self, job: RunningJob, seed: int, ended: Ended) -> None:
+        if ended.how == "error":
+            self._end(job, _internal_error(job, ended.text))
+            return
+        log.warning("job %s: seed %d %s: %s", job.job.id, seed, ended.how, ended.text)
+        self._end(job, JobError(type=WORKER_CRASHED, detail=f"the worker of seed {seed} died"), retry=True)
+
+    def _end(self, job: RunningJob, error: JobError, *, retry: bool = False) -> None:
+        """End this attempt with an error, its finished cells kept."""
+        try:
+            self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
+            (self._store.retry if retry else self._store.fail)(job.lease, error)
+        except LeaseLost:
+            log.warning("job %s: lease lost", job.job.id)
+        self._drop(job.lease)
+
+    def _write(self, job: RunningJob) -> None:
+        if not job.changed:
+            return
+        try:
+            self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
+            job.written()
+            if job.is_complete:
+                self._assemble(job)
+        except LeaseLost:
+            log.warning("job %s: lease lost", job.job.id)
+            self._drop(job.lease)
+
+    def _assemble(self, job: RunningJob) -> None:
+        wall_seconds = (datetime.now(UTC) - (job.job.started_at or job.job.created_at)).total_seconds()
+        try:
+            cells = [self._engine.Cell.model_validate_json(job.done[s]) for s in job.request.measurement.seeds]
+            report = self._engine.assemble(job.request, cells, wall_seconds=wall_seconds).model_dump_json()
+        except (MeasurementError, SpecError) as error:
+            self._store.fail(job.lease, job_error(error))
+        except Exception as error:
+            log.exception("job %s: no report", job.job.id)
+            self._store.fail(job.lease, _internal_error(job, repr(error)))
+        else:
+            self._store.succeed(job.lease, report)
+        self._drop(job.lease)
+
+    def _stop(self, lease: Lease, what: str) -> None:
+        if what == "cancel":
+            try:
+                self._store.confirm_cancelled(lease)
+            except LeaseLost:
+                log.warning("job %s: lease lost", lease.job_id)
+        self._drop(lease)
+
+    def _drop(self, lease: Lease) -> None:
+        """Forget a job, and stop what it still has running."""
+        job = self._jobs.pop(lease, None)
+        for task in job.tasks if job is not None else ():
+            self._cluster.cancel(task, force=False)
+            self._doomed[task] = time.monotonic() + self._settings.cancel_grace_seconds
+
+    def _force(self) -> None:
+        for task in [task for task, end in self._doomed.items() if time.monotonic() >= end]:
+            del self._doomed[task]
+            self._cluster.cancel(task, force=True)
+
+    def _give_back(self) -> None:
+        """Release every lease: others may go on at once. The tasks end with the cluster's driver."""
+        for lease in list(self._jobs):
+            try:
+                self._store.release(lease)
+            except LeaseLost:
+                log.warning("job %s: lease lost", lease.job_id)
+        self._store.retire(self._owner)
+
+
+def _internal_error(job: RunningJob, text: str) -> JobError:
+    reference = secrets.token_hex(6)
+    log.error("job %s: reference %s: %s", job.job.id, reference, text)
+    return JobError(type=INTERNAL_ERROR, detail=f"internal error; the service's log has it under reference {reference}")
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    """Wait for the end of standard input, a pipe that closes with the parent."""
+    sys.stdin.buffer.read()
+    stop.set()
+    time.sleep(STOP_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)  # stuck; Ray's processes are set to die with this one
+
+
+def main() -> int:
+    """Run until SIGTERM, SIGINT or, with ``--exit-with-parent``, the end of standard input."""
+    parser = argparse.ArgumentParser(prog="python -m featurespeed_service.dispatcher", description=main.__doc__)
+    parser.add_argument("--exit-with-parent", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s dispatcher %(levelname)s %(message)s")
+    settings = Settings.from_environment()
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    if arguments.exit_with_parent:
+        threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+    store = open_store(settings)
+    with connect(settings) as cluster:
+        _stop_on_signals(stop)  # ray.init has replaced the handlers
+        warm = cluster.warm_up()
+        engine = import_module(settings.engine)
+        end = time.monotonic() + WARM_UP_SECONDS
+        while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
+            pass
+        Dispatcher(store, cluster, settings, engine).run(stop)
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""Jobs: submit, list, look at, cancel, delete, and their result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from featurespeed.budget import check_budget
+from featurespeed.contract import Job, JobPage, Kind, Problem, Report, Status, parse_request_json
+from featurespeed_service.context import Ctx, spec_body
+
+REFUSALS: dict[int | str, dict[str, Any]] = {404: {"model": Problem}, 409: {"model": Problem}}
+SPEC_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+    }
+}
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    responses={409: {"model": Problem}, 413: {"model": Problem}, 422: {"model": Problem}},
+    openapi_extra=SPEC_BODY,
+)
+def submit(
+    context: Ctx,
+    response: Response,
+    body: Annotated[bytes, Depends(spec_body)],
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Job:
+    """Queue a job. The same Idempotency-Key with the same request gives the same job again."""
+    request = parse_request_json(body)
+    check_budget(request, context.settings.budget)
+    context.datasets.check(request)
+    job = context.store.submit(request, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = "1"
+    return job
+
+
+@router.get("/jobs", responses={422: {"model": Problem}})
+def page(
+    context: Ctx,
+    status: Annotated[Status | None, Query()] = None,
+    kind: Annotated[Kind | None, Query()] = None,
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> JobPage:
+    """Jobs, newest first."""
+    return context.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
+
+
+@router.get("/jobs/{job_id}", responses={404: {"model": Problem}})
+def get(context: Ctx, job_id: str) -> Job:
+    """A job: its status, progress and request."""
+    return context.store.get(job_id)
+
+
+@router.get("/jobs/{job_id}/result", response_model=Report, responses={**REFUSALS, 304: {"description": "Unchanged"}})
+def result(context: Ctx, job_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """The report of a job that has succeeded; it never changes."""
+    found = context.store.result(job_id)
+    headers = {"ETag": f'"{found.sha256}"', "Cache-Control": "private, no-cache"}
+    if if_none_match is not None and _matches(if_none_match, found.sha256):
+        return Response(status_code=304, headers=headers)
+    return Response(found.text, headers=headers, media_type="application/json")
+
+
+def _matches(if_none_match: str, tag: str) -> bool:
+    # weak comparison, as RFC 9110 has it for If-None-Match
+    given = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
+    return "*" in given or f'"{tag}"' in given
+
+
+@router.post("/jobs/{job_id}:cancel", status_code=202, responses={404: {"model": Problem}})
+def cancel(context: Ctx, job_id: str) -> Job:
+    """Ask a job to stop; one that has ended stays as it is."""
+    return context.store.cancel(job_id)
+
+
+@router.delete("/jobs/{job_id}", status_code=204, responses=REFUSALS)
+def delete(context: Ctx, job_id: str) -> None:
+    """Remove a job that has ended, and its result."""
+    context.store.delete(job_id)

@@ -1,0 +1,101 @@
+"""Between rows and the contract, and the one place where a job's status changes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select, update
+
+from featurespeed.contract import TERMINAL, Job, JobError, JobRequest, Progress, Status
+from featurespeed_service.schema import events, jobs
+from featurespeed_service.store import TRANSITIONS, EventType, InvalidCursor, JobNotFound
+
+LISTED = [c for c in jobs.c if c.name not in ("result", "result_sha256")]
+"""The columns that a contract.Job is made of: all but the result, which may be large."""
+
+
+def to_job(row: RowMapping) -> Job:
+    """A row of ``jobs`` as the contract's Job."""
+    error = row["error_type"]
+    return Job(
+        id=row["id"],
+        kind=row["kind"],
+        status=row["status"],
+        progress=Progress(
+            cells_done=row["cells_done"],
+            cells_total=row["cells_total"],
+            fraction=row["fraction"],
+            message=row["message"],
+        ),
+        created_at=_time(row["created_at"]),
+        started_at=_time(row["started_at"]) if row["started_at"] is not None else None,
+        finished_at=_time(row["finished_at"]) if row["finished_at"] is not None else None,
+        attempt=row["attempt"],
+        error=JobError(type=error, detail=row["error_detail"]) if error is not None else None,
+        request=JobRequest.model_validate_json(row["request"]),
+    )
+
+
+def _time(microseconds: int) -> datetime:
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+
+
+def find(connection: Connection, job_id: str, *, lock: bool = False) -> RowMapping:
+    """The row of a job, without its result; ``lock`` keeps it from changing until the end of the transaction.
+
+    Raises JobNotFound.
+    """
+    query = select(*LISTED).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if row is None:
+        raise JobNotFound(f"no job has the id {job_id!r}")
+    return row
+
+
+def move(
+    connection: Connection, row: RowMapping, to: Status, now: int, *fence: ColumnElement[bool], **values: Any
+) -> Job | None:
+    """Bring a job to another status, and tell it as an event; ``None`` if ``fence`` no longer holds.
+
+    A move that TRANSITIONS does not list is a mistake in the program: AssertionError.
+    """
+    assert to in TRANSITIONS[row["status"]], f"a job cannot go from {row['status']} to {to}"
+    if to != "running":
+        values |= {"owner": None, "lease_until": None}
+    if to in TERMINAL:
+        values |= {"finished_at": now}
+    same = (jobs.c.id == row["id"], jobs.c.status == row["status"], *fence)
+    if connection.execute(update(jobs).where(*same).values(status=to, **values)).rowcount == 0:
+        return None
+    job = to_job(find(connection, row["id"]))
+    emit(connection, job.id, "status", job.model_dump_json())
+    return job
+
+
+def emit(connection: Connection, job_id: str, type: EventType, *data: str) -> None:
+    """Append events to a job whose row this transaction has written, which keeps others from taking the same number."""
+    last = connection.execute(select(func.max(events.c.seq)).where(events.c.job_id == job_id)).scalar() or 0
+    new = [{"job_id": job_id, "seq": last + i, "type": type, "data": d} for i, d in enumerate(data, 1)]
+    if new:
+        connection.execute(insert(events), new)
+
+
+def to_cursor(row: RowMapping) -> str:
+    """The place after a row in the listing, as an opaque text."""
+    return base64.urlsafe_b64encode(json.dumps([row["created_at"], row["id"]]).encode()).decode().rstrip("=")
+
+
+def from_cursor(cursor: str) -> tuple[int, str]:
+    """(created_at, id) of the row that a listing continues after; raises InvalidCursor."""
+    try:
+        created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, TypeError, binascii.Error):
+        raise InvalidCursor(cursor) from None
+    if type(created_at) is not int or type(job_id) is not str:
+        raise InvalidCursor(cursor)
+    return created_at, job_id

@@ -1,0 +1,78 @@
+"""Settings: everything about the service that an operator may choose, read from ``FEATURESPEED_*``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from featurespeed.budget import Budget
+from pydantic import BaseModel, ConfigDict, Field
+
+PREFIX = "FEATURESPEED_"
+MIB = 2**20
+
+
+class Settings(BaseModel):
+    """Settings of API, store and dispatcher; each field is the environment variable ``FEATURESPEED_<NAME>``.
+
+    Raises pydantic's ValidationError where a value is out of bounds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Path("featurespeed-data")
+    """Directory of the SQLite file and of the uploaded datasets."""
+    database: str | None = None
+    """SQLAlchemy URL; ``None`` is SQLite in ``data_dir``."""
+
+    max_spec_bytes: Annotated[int, Field(ge=1)] = MIB
+    max_dataset_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
+    max_parameters: Annotated[int, Field(ge=1)] = 1_000_000_000
+    max_memory_bytes: Annotated[int, Field(ge=1)] = 8 * 1024 * MIB
+    """The budget of a spec, estimated before anything is built; memory is that of one cell."""
+
+    lease_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """A dispatcher that has not renewed its lease for so long is taken for dead."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a job is started before a crash of its workers or dispatcher fails it."""
+    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 2.0
+    """How long a cancelled cell may take to stop by itself before its process is ended."""
+
+    ray_address: str | None = None
+    """Address of a Ray cluster; ``None`` starts a local Ray that ends with the dispatcher."""
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """CPUs of the local Ray; ``None`` is all of the machine."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """torch threads of a cell. Part of what makes numbers repeat to the last bit."""
+    gpus_per_cell: Annotated[float, Field(ge=0)] = 1.0
+    """GPU share of a cell where the cluster has GPUs; 0 computes on the CPU."""
+    engine: str = "featurespeed_workers.cells"
+    """Module with ``run_cell`` and ``assemble``; tests put a slow or crashing one here."""
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database, with the default filled in."""
+        return self.database or f"sqlite:///{self.data_dir / 'featurespeed.sqlite3'}"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Directory of the uploaded datasets."""
+        return self.data_dir / "datasets"
+
+    @property
+    def budget(self) -> Budget:
+        """The largest network that a spec may ask for."""
+        return Budget(max_parameters=self.max_parameters, max_memory_bytes=self.max_memory_bytes)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """The settings in the environment; unset or empty variables keep their defaults."""
+        given = {name: environment.get(f"{PREFIX}{name.upper()}") for name in cls.model_fields}
+        return cls.model_validate({name: value for name, value in given.items() if value})
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which :meth:`from_environment` makes these settings again."""
+        chosen = self.model_dump(mode="json", exclude_none=True)
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in chosen.items()}

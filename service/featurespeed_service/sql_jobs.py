@@ -1,0 +1,139 @@
+# ruff: noqa: D102  (the interface, store.py, documents the methods)
+"""The API's half of the store, in SQL."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
+from featurespeed_service.database import Database
+from featurespeed_service.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
+from featurespeed_service.schema import cells, dispatchers, events, idempotency_keys, jobs
+from featurespeed_service.store import Event, IdempotencyConflict, JobStore, Result, WrongStatus
+
+
+class SqlJobStore(JobStore):
+    """JobStore over a Database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def ping(self) -> None:
+        with self._database.reading() as connection:
+            connection.execute(select(1))
+
+    def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
+        try:
+            with self._database.writing() as connection:
+                known = self._submitted(connection, request, idempotency_key)
+                return known or self._insert(connection, request, idempotency_key)
+        except IntegrityError:  # the same key at the same time: the other one was first
+            with self._database.reading() as connection:
+                if known := self._submitted(connection, request, idempotency_key):
+                    return known
+            raise
+
+    def _submitted(self, connection: Connection, request: JobRequest, key: str | None) -> Job | None:
+        if key is None:
+            return None
+        row = connection.execute(select(idempotency_keys).where(idempotency_keys.c.key == key)).mappings().one_or_none()
+        if row is None:
+            return None
+        if row["request_sha256"] != request.sha256:
+            raise IdempotencyConflict(f"the idempotency key {key!r} was used for another request")
+        return to_job(find(connection, row["job_id"]))
+
+    def _insert(self, connection: Connection, request: JobRequest, key: str | None) -> Job:
+        job_id = f"job_{secrets.token_hex(12)}"
+        connection.execute(
+            insert(jobs).values(
+                id=job_id,
+                kind=request.kind,
+                status="queued",
+                request=request.model_dump_json(),
+                created_at=self._database.clock(),
+                cells_total=len(request.measurement.seeds),
+            )
+        )
+        if key is not None:
+            connection.execute(insert(idempotency_keys).values(key=key, request_sha256=request.sha256, job_id=job_id))
+        job = to_job(find(connection, job_id))
+        emit(connection, job_id, "status", job.model_dump_json())
+        return job
+
+    def get(self, job_id: str) -> Job:
+        with self._database.reading() as connection:
+            return to_job(find(connection, job_id))
+
+    def page(
+        self, *, status: Status | None = None, kind: Kind | None = None, cursor: str | None = None, limit: int = 50
+    ) -> JobPage:
+        query = select(*LISTED).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        if kind is not None:
+            query = query.where(jobs.c.kind == kind)
+        if cursor is not None:
+            created_at, job_id = from_cursor(cursor)
+            query = query.where(
+                or_(jobs.c.created_at < created_at, and_(jobs.c.created_at == created_at, jobs.c.id < job_id))
+            )
+        with self._database.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return JobPage(jobs=tuple(to_job(row) for row in rows), next_cursor=to_cursor(rows[-1]) if more else None)
+
+    def result(self, job_id: str) -> Result:
+        with self._database.reading() as connection:
+            job = to_job(find(connection, job_id))
+            if job.status != "succeeded":
+                raise WrongStatus(job, _why_no_result(job))
+            row = connection.execute(select(jobs.c.result, jobs.c.result_sha256).where(jobs.c.id == job_id)).one()
+        return Result(text=row.result, sha256=row.result_sha256)
+
+    def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
+        query = select(events).where(events.c.job_id == job_id, events.c.seq > after).order_by(events.c.seq)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Event(seq=row["seq"], type=row["type"], data=row["data"]) for row in rows]
+
+    def cancel(self, job_id: str) -> Job:
+        with self._database.writing() as connection:
+            row = find(connection, job_id, lock=True)
+            if row["status"] == "queued":
+                move(connection, row, "cancelled", self._database.clock(), cancel_requested=True)
+            elif row["status"] == "running":
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+            return to_job(find(connection, job_id))
+
+    def delete(self, job_id: str) -> None:
+        with self._database.writing() as connection:
+            job = to_job(find(connection, job_id, lock=True))
+            if job.status not in TERMINAL:
+                raise WrongStatus(job, f"job {job_id} is {job.status}; cancel it, and delete it when it has ended")
+            for table in (cells, events, idempotency_keys):
+                connection.execute(delete(table).where(table.c.job_id == job_id))
+            connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+    def counts(self) -> Mapping[Status, int]:
+        query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        with self._database.reading() as connection:
+            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+        return {status: found.get(status, 0) for status in get_args(Status)}
+
+    def last_heartbeat(self) -> float | None:
+        with self._database.reading() as connection:
+            beat_at = connection.execute(select(func.max(dispatchers.c.beat_at))).scalar()
+        return None if beat_at is None else (self._database.clock() - beat_at) / 1e6
+
+
+def _why_no_result(job: Job) -> str:
+    if job.error is not None:
+        return f"job {job.id} failed: {job.error.detail}"
+    return f"job {job.id} is {job.status}; only a job that succeeded has a result"

@@ -1,0 +1,192 @@
+# ruff: noqa: D102  (the interface, store.py, documents the methods)
+"""The dispatcher's half of the store, in SQL: every write of a running job goes through its fence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select, update
+
+from featurespeed.contract import Job, JobError, Progress, Status
+from featurespeed_service.database import Database
+from featurespeed_service.rows import LISTED, emit, find, move
+from featurespeed_service.schema import cells, dispatchers, events, jobs
+from featurespeed_service.store import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
+
+ATTEMPTS_EXHAUSTED = "attempts-exhausted"
+
+
+class SqlLeaseStore(LeaseStore):
+    """LeaseStore over a Database."""
+
+    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 3) -> None:
+        self._database = database
+        self._lease = round(lease_seconds * 1e6)
+        self._max_attempts = max_attempts
+
+    def claim(self, owner: str) -> Claim | None:
+        if self._candidate() is None:  # the usual case of an idle dispatcher: no lock is taken
+            return None
+        with self._database.writing() as connection:
+            while (row := self._candidate(connection)) is not None:
+                if claim := self._claim_row(connection, row, owner):
+                    return claim
+        return None
+
+    def _candidate(self, connection: Connection | None = None) -> RowMapping | None:
+        if connection is None:
+            with self._database.reading() as reading:
+                return self._candidate(reading)
+        expired = and_(jobs.c.status == "running", jobs.c.lease_until < self._database.clock())
+        query = (
+            select(*LISTED)
+            .where(or_(jobs.c.status == "queued", expired))
+            .order_by(jobs.c.created_at, jobs.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        return connection.execute(query).mappings().one_or_none()
+
+    def _claim_row(self, connection: Connection, row: RowMapping, owner: str) -> Claim | None:
+        """The claim; ``None`` if the job has come to its end instead."""
+        now = self._database.clock()
+        if row["cancel_requested"]:
+            move(connection, row, "cancelled", now)
+            return None
+        if row["status"] == "running":  # its dispatcher died
+            if self._attempts_left(row) <= 0:
+                detail = f"the job was started {_times(row)} and its dispatcher died each time"
+                move(connection, row, "failed", now, error_type=ATTEMPTS_EXHAUSTED, error_detail=detail)
+                return None
+            move(connection, row, "queued", now)
+            row = find(connection, row["id"])
+        attempt = row["attempt"] + 1
+        started_at = row["started_at"] or now
+        values = {"attempt": attempt, "owner": owner, "lease_until": now + self._lease, "started_at": started_at}
+        job = move(connection, row, "running", now, **values)
+        assert job is not None, "the row is locked"
+        found = connection.execute(select(cells.c.seed, cells.c.cell).where(cells.c.job_id == job.id))
+        return Claim(lease=Lease(job.id, attempt), job=job, cells=dict(found.tuples().all()))
+
+    def _attempts_left(self, row: RowMapping) -> int:
+        return self._max_attempts - int(row["attempt"] - row["releases"])
+
+    def renew(self, lease: Lease) -> None:
+        with self._database.writing() as connection:
+            self._update(connection, lease, lease_until=self._database.clock() + self._lease)
+
+    def stop_requests(self, leases: Collection[Lease]) -> Mapping[Lease, Literal["cancel", "lost"]]:
+        if not leases:
+            return {}
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.status, jobs.c.cancel_requested)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(jobs.c.id.in_([lease.job_id for lease in leases]))).all()
+        held = {Lease(row.id, row.attempt): row.cancel_requested for row in rows if row.status == "running"}
+        found: dict[Lease, Literal["cancel", "lost"]] = {}
+        for lease in leases:
+            if lease not in held:
+                found[lease] = "lost"
+            elif held[lease]:
+                found[lease] = "cancel"
+        return found
+
+    def record(
+        self,
+        lease: Lease,
+        *,
+        progress: Progress,
+        cells: Mapping[int, str] | None = None,
+        measurements: Sequence[str] = (),
+    ) -> None:
+        told = progress.model_dump(include={"cells_done", "fraction", "message"})
+        with self._database.writing() as connection:
+            self._update(connection, lease, **told)
+            if cells:
+                _insert_cells(connection, lease.job_id, cells)
+            emit(connection, lease.job_id, "measurement", *measurements)
+            # the newest progress tells all: a long job does not fill the table with old ones
+            emit(connection, lease.job_id, "progress", progress.model_dump_json())
+            _drop_older_progress(connection, lease.job_id)
+
+    def succeed(self, lease: Lease, report: str) -> Job:
+        sha256 = hashlib.sha256(report.encode()).hexdigest()
+        return self._finish(lease, "succeeded", result=report, result_sha256=sha256, fraction=1.0, message="done")
+
+    def fail(self, lease: Lease, error: JobError) -> Job:
+        return self._finish(lease, "failed", error_type=error.type, error_detail=error.detail)
+
+    def confirm_cancelled(self, lease: Lease) -> Job:
+        return self._finish(lease, "cancelled")
+
+    def retry(self, lease: Lease, error: JobError) -> Job:
+        with self._database.writing() as connection:
+            row = self._held(connection, lease)
+            if self._attempts_left(row) > 0:
+                return self._move(connection, lease, row, "queued")
+            detail = f"{error.detail}; the job was started {_times(row)}"
+            return self._move(connection, lease, row, "failed", error_type=error.type, error_detail=detail)
+
+    def release(self, lease: Lease) -> Job:
+        return self._finish(lease, "queued", releases=jobs.c.releases + 1)
+
+    def beat(self, owner: str) -> None:
+        now = self._database.clock()
+        with self._database.writing() as connection:
+            changed = connection.execute(update(dispatchers).where(dispatchers.c.id == owner).values(beat_at=now))
+            if changed.rowcount == 0:
+                connection.execute(insert(dispatchers).values(id=owner, beat_at=now))
+
+    def retire(self, owner: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(delete(dispatchers).where(dispatchers.c.id == owner))
+
+    def _finish(self, lease: Lease, to: Status, **values: Any) -> Job:
+        with self._database.writing() as connection:
+            return self._move(connection, lease, self._held(connection, lease), to, **values)
+
+    def _held(self, connection: Connection, lease: Lease) -> RowMapping:
+        try:
+            row = find(connection, lease.job_id, lock=True)
+        except JobNotFound:
+            raise LeaseLost(f"job {lease.job_id} is gone") from None
+        if row["status"] != "running" or row["attempt"] != lease.attempt:
+            raise _lost(lease)
+        return row
+
+    def _move(self, connection: Connection, lease: Lease, row: RowMapping, to: Status, **values: Any) -> Job:
+        job = move(connection, row, to, self._database.clock(), *_fence(lease), **values)
+        if job is None:
+            raise _lost(lease)
+        return job
+
+    def _update(self, connection: Connection, lease: Lease, **values: Any) -> None:
+        if connection.execute(update(jobs).where(*_fence(lease)).values(**values)).rowcount == 0:
+            raise _lost(lease)
+
+
+def _fence(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.id == lease.job_id, jobs.c.attempt == lease.attempt, jobs.c.status == "running"
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"attempt {lease.attempt} no longer holds job {lease.job_id}")
+
+
+def _times(row: RowMapping) -> str:
+    starts = row["attempt"] - row["releases"]
+    return "once" if starts == 1 else f"{starts} times"
+
+
+def _insert_cells(connection: Connection, job_id: str, found: Mapping[int, str]) -> None:
+    connection.execute(insert(cells), [{"job_id": job_id, "seed": seed, "cell": cell} for seed, cell in found.items()])
+
+
+def _drop_older_progress(connection: Connection, job_id: str) -> None:
+    newest = select(events.c.seq).where(events.c.job_id == job_id).order_by(events.c.seq.desc()).limit(1)
+    connection.execute(
+        delete(events).where(
+            events.c.job_id == job_id, events.c.type == "progress", events.c.seq < newest.scalar_subquery()
+        )
+    )

@@ -1,0 +1,29 @@
+"""The store in SQL, for SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featurespeed_service.database import Clock, Database, system_clock
+from featurespeed_service.settings import Settings
+from featurespeed_service.sql_jobs import SqlJobStore
+from featurespeed_service.sql_leases import SqlLeaseStore
+from featurespeed_service.store import Store
+
+
+class SqlStore(SqlJobStore, SqlLeaseStore, Store):
+    """Both halves over one database."""
+
+    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 3) -> None:
+        SqlJobStore.__init__(self, database)
+        SqlLeaseStore.__init__(self, database, lease_seconds, max_attempts)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+
+def open_store(settings: Settings, clock: Clock = system_clock) -> SqlStore:
+    """The store that the settings name, its tables made. Raises as Database does, or OSError for the data directory."""
+    Path(settings.datasets_dir).mkdir(parents=True, exist_ok=True)
+    return SqlStore(Database(settings.database_url, clock), settings.lease_seconds, settings.max_attempts)

@@ -1,0 +1,195 @@
+"""The job store as an interface: what the API and a dispatcher ask of it, and the errors that they get."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from featurespeed.contract import Job, JobError, JobPage, JobRequest, Kind, Progress, Status
+
+EventType = Literal["status", "progress", "measurement"]
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"running", "cancelled"}),
+    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""From each status, those that a job may have next. ``running`` to ``queued`` is an attempt that ended early."""
+
+
+class StoreError(Exception):
+    """Base of everything that a store refuses."""
+
+
+class JobNotFound(StoreError):
+    """No job has this id."""
+
+
+class InvalidCursor(StoreError):
+    """The cursor of a listing was not made by this store."""
+
+
+class IdempotencyConflict(StoreError):
+    """The idempotency key was used before, with another request."""
+
+
+class WrongStatus(StoreError):
+    """The job's status does not allow what was asked; ``job`` is the job as it is."""
+
+    def __init__(self, job: Job, message: str) -> None:
+        super().__init__(message)
+        self.job = job
+
+
+class LeaseLost(StoreError):
+    """The job is no longer this attempt's: stop working on it, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write a running job; ``attempt`` is the fence."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job to work on: the lease, the job, and the cells (seed to JSON) that earlier attempts finished."""
+
+    lease: Lease
+    job: Job
+    cells: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a job; ``seq`` rises, with gaps; ``data`` is JSON.
+
+    ``status`` carries a contract.Job, ``progress`` a contract.Progress (the newest alone is kept), ``measurement`` a
+    contract.MeasurementEvent.
+    """
+
+    seq: int
+    type: EventType
+    data: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A report as JSON text, and the SHA-256 of that text."""
+
+    text: str
+    sha256: str
+
+
+class JobStore(ABC):
+    """What the API asks of the store. Safe to call from several threads and processes."""
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Do nothing but reach the database; raises whatever its driver raises."""
+
+    @abstractmethod
+    def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
+        """Queue a job, or return the one that the key has queued before; raises IdempotencyConflict."""
+
+    @abstractmethod
+    def get(self, job_id: str) -> Job:
+        """The job; raises JobNotFound."""
+
+    @abstractmethod
+    def page(
+        self, *, status: Status | None = None, kind: Kind | None = None, cursor: str | None = None, limit: int = 50
+    ) -> JobPage:
+        """Jobs, newest first, by (created_at, id); raises InvalidCursor."""
+
+    @abstractmethod
+    def result(self, job_id: str) -> Result:
+        """The report; raises JobNotFound, and WrongStatus unless the job has succeeded."""
+
+    @abstractmethod
+    def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
+        """Events with ``seq`` > ``after``, in order; none for an unknown job."""
+
+    @abstractmethod
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job, ask a running one to stop, leave a finished one as it is; raises JobNotFound."""
+
+    @abstractmethod
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job and all that belongs to it; raises JobNotFound, WrongStatus."""
+
+    @abstractmethod
+    def counts(self) -> Mapping[Status, int]:
+        """Number of jobs in each status."""
+
+    @abstractmethod
+    def last_heartbeat(self) -> float | None:
+        """Seconds since a dispatcher last showed that it lives; ``None`` if there is none."""
+
+
+class LeaseStore(ABC):
+    """What a dispatcher asks of the store. A write under a lease raises LeaseLost once another has the job."""
+
+    @abstractmethod
+    def claim(self, owner: str) -> Claim | None:
+        """Lease the oldest job that waits or whose lease ran out; ``None`` if there is none.
+
+        A job whose attempts are used up fails here, one that was asked to stop is cancelled here.
+        """
+
+    @abstractmethod
+    def renew(self, lease: Lease) -> None:
+        """Extend the lease by its full length from now."""
+
+    @abstractmethod
+    def stop_requests(self, leases: Collection[Lease]) -> Mapping[Lease, Literal["cancel", "lost"]]:
+        """Those of the leases whose job was asked to stop, or is no longer theirs."""
+
+    @abstractmethod
+    def record(
+        self,
+        lease: Lease,
+        *,
+        progress: Progress,
+        cells: Mapping[int, str] | None = None,
+        measurements: Sequence[str] = (),
+    ) -> None:
+        """Keep finished cells (seed to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it."""
+
+    @abstractmethod
+    def succeed(self, lease: Lease, report: str) -> Job:
+        """Finish with a report (JSON)."""
+
+    @abstractmethod
+    def fail(self, lease: Lease, error: JobError) -> Job:
+        """Finish with an error for the user."""
+
+    @abstractmethod
+    def confirm_cancelled(self, lease: Lease) -> Job:
+        """Finish as cancelled."""
+
+    @abstractmethod
+    def retry(self, lease: Lease, error: JobError) -> Job:
+        """End this attempt early: queue the job again, or fail it with ``error`` if its attempts are used up."""
+
+    @abstractmethod
+    def release(self, lease: Lease) -> Job:
+        """Give the job back in an orderly stop: queue it again, at no cost of an attempt."""
+
+    @abstractmethod
+    def beat(self, owner: str) -> None:
+        """Show that a dispatcher lives."""
+
+    @abstractmethod
+    def retire(self, owner: str) -> None:
+        """Forget a dispatcher that stops."""
+
+
+class Store(JobStore, LeaseStore, ABC):
+    """Both halves in one."""

@@ -1,0 +1,99 @@
+"""Keeps a dispatcher process alive beside the API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from featurespeed_service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "featurespeed_service.dispatcher", "--exit-with-parent")
+FIRST_BACKOFF_SECONDS = 0.2
+LAST_BACKOFF_SECONDS = 10.0
+STEADY_SECONDS = 30.0
+"""A dispatcher that has lived so long was fine: the next one starts without delay again."""
+STOP_SECONDS = 6.0
+"""How long a dispatcher may take to stop before its process group is killed."""
+
+
+class Supervisor:
+    """Starts a dispatcher, and another one whenever it dies, until it is stopped."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
+        self._environment = {**os.environ, **settings.environment()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Start the first dispatcher, in the background."""
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Ask the dispatcher to stop, and start no other; returns at once. May be called from a signal handler."""
+        self._stopping.set()
+        if (process := self._process) is not None:
+            process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Stop the dispatcher; returns when it and all that it started are gone."""
+        self.begin_stop()
+        self._thread.join()
+
+    def _supervise(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            status = self._run_once()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - started > STEADY_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            log.error("the dispatcher ended with status %s; starting another in %.1f s", status, backoff)
+            self._stopping.wait(backoff)
+            backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
+
+    def _run_once(self) -> int:
+        # A session of its own: Ctrl-C in a terminal reaches the API alone, which then stops the dispatcher in order.
+        # Its standard output is our standard error, because ours has one line only.
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno(),
+            env=self._environment,
+            start_new_session=True,
+        )
+        self._process = process
+        try:
+            if self._stopping.is_set():  # between the last look and now
+                process.send_signal(signal.SIGTERM)
+            while (status := process.poll()) is None:
+                if self._stopping.wait(0.05):
+                    status = _wait_for_end(process)
+                    break
+            return status
+        finally:
+            self._process = None
+            with suppress(ProcessLookupError):  # whatever of its group is left
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.stdin is not None:
+                process.stdin.close()
+
+
+def _wait_for_end(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

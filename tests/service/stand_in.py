@@ -1,0 +1,93 @@
+"""An engine for tests of the service: quick cells with known numbers, that can also be slow, deaf, wrong or deadly.
+
+The request's ``data.seed`` chooses what happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms. Each
+computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Provenance, Report, SpecError, Statistic
+from featurespeed.contract.base import Model
+
+UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT = range(1001, 1007)
+
+
+class Cell(Model):
+    seed: int
+    value: float
+
+
+class CellProgress(Model):
+    fraction: float
+    message: str
+
+
+def value_of(request, seed: int) -> float:
+    """A number that depends on request and seed alone."""
+    digest = hashlib.sha256(f"{request.sha256} {seed}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def run_cell(request, seed, *, dataset=None, listener=None, device=None) -> Cell:
+    _misbehave(request, seed)
+    steps = request.measurement.steps
+    value = value_of(request, seed)
+    listener(MeasurementEvent(seed=seed, step=0, loss=value, angles=(value, None)))
+    for step in range(steps):
+        listener(CellProgress(fraction=step / steps, message=f"step {step}"))
+        time.sleep(0.02)
+    _note(f"{request.sha256} {seed}")
+    return Cell(seed=seed, value=value)
+
+
+def assemble(request, cells, *, wall_seconds: float) -> Report:
+    values = [cell.value for cell in cells]
+    assert [cell.seed for cell in cells] == list(request.measurement.seeds)
+    measurement = Measurement(
+        step=0,
+        loss=sum(values) / len(values),
+        loss_decay=1.0,
+        formula_residual=0.0,
+        loss_over_seeds=Statistic.of(values),
+        layers=(),
+    )
+    provenance = Provenance(
+        featurespeed="0", torch="none", python="3", device="cpu", dtype="float32", threads=1,
+        seeds=request.measurement.seeds, spec_sha256=request.sha256, wall_seconds=wall_seconds,
+    )  # fmt: skip
+    return Report(kind=request.kind, measurements=(measurement,), provenance=provenance)
+
+
+def _misbehave(request, seed: int) -> None:
+    from featurespeed_workers.errors import MeasurementError
+
+    what = request.data.seed
+    if what == UNMEASURABLE and seed == 1:
+        raise MeasurementError("zero-gradient", "the gradient of block hidden_2 is zero")
+    if what == UNFIT:
+        raise SpecError([FieldError(field="dataset.inputs", value=[1], bound="shape must be (N, 2)")])
+    if what == CRASH_ALWAYS or (what == CRASH_ONCE and _first_time(request, seed)):
+        os._exit(7)
+    if what == BROKEN:
+        raise RuntimeError("a secret of the implementation")
+    if what == DEAF:
+        time.sleep(60)
+
+
+def _first_time(request, seed: int) -> bool:
+    marker = Path(f"{os.environ['STAND_IN_LOG']}.{request.sha256[:12]}.{seed}")
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _note(line: str) -> None:
+    with open(os.environ["STAND_IN_LOG"], "a") as file:
+        file.write(line + "\n")

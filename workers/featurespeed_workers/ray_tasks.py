@@ -1,0 +1,137 @@
+"""Cells as Ray tasks: one task computes one cell, and tells how it goes while it does."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from featurespeed.contract import JobError, JobRequest, MeasurementEvent, SpecError
+from featurespeed_workers.errors import MeasurementError
+
+PROGRESS_SECONDS = 0.1
+"""Progress that follows sooner upon the last is not told."""
+
+POLL_SECONDS = 0.1
+"""How soon a waiting task notices that it is cancelled."""
+
+INVALID_SPEC = "invalid-spec"
+
+
+@dataclass(frozen=True)
+class CellCall:
+    """What a task needs to know. ``engine`` is a module with ``run_cell``, the request is JSON."""
+
+    engine: str
+    request: str
+    seed: int
+    dataset: str | None
+    device: str | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a task yields, as JSON: CellProgress and MeasurementEvent as they come, in the end a Cell or a JobError."""
+
+    kind: Literal["progress", "measurement", "cell", "failed"]
+    text: str
+
+
+class _Cancelled(BaseException):
+    """Raised in the computation by its listener; no Exception, so that nothing on the way takes it for an error."""
+
+
+def job_error(error: MeasurementError | SpecError) -> JobError:
+    """What a user is told of a cell that cannot be computed."""
+    if isinstance(error, MeasurementError):
+        return JobError(type=error.type, detail=error.detail)
+    return JobError(type=INVALID_SPEC, detail=str(error))
+
+
+def stream_cell(call: CellCall) -> Iterator[Item]:
+    """Compute a cell in a thread, and yield what it tells; an unexpected exception is raised.
+
+    A soft cancel interrupts this generator; the computation then ends at the next thing that it tells.
+    """
+    items: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
+    cancelled = threading.Event()
+    thread = threading.Thread(target=_compute, args=(call, items, cancelled), daemon=True)
+    thread.start()
+    try:
+        while (item := _next(items)) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        cancelled.set()
+        thread.join()
+
+
+def _next(items: queue.SimpleQueue[Item | BaseException | None]) -> Item | BaseException | None:
+    while True:
+        try:
+            return items.get(timeout=POLL_SECONDS)  # without a timeout no interrupt would get through
+        except queue.Empty:
+            continue
+
+
+def _compute(call: CellCall, items: queue.SimpleQueue[Item | BaseException | None], cancelled: threading.Event) -> None:
+    try:
+        items.put(_run(call, _Listener(items, cancelled)))
+        items.put(None)
+    except _Cancelled:
+        items.put(None)
+    except BaseException as error:
+        items.put(error)
+
+
+def _run(call: CellCall, listener: _Listener) -> Item:
+    import torch
+
+    torch.set_num_threads(call.threads)  # holds for this thread alone
+    request = JobRequest.model_validate_json(call.request)
+    dataset = Path(call.dataset) if call.dataset is not None else None
+    run_cell = import_module(call.engine).run_cell
+    try:
+        cell = run_cell(request, call.seed, dataset=dataset, listener=listener, device=call.device)
+    except (MeasurementError, SpecError) as error:
+        return Item("failed", job_error(error).model_dump_json())
+    return Item("cell", cell.model_dump_json())
+
+
+class _Listener:
+    """Puts what a computation tells into a queue, with progress thinned out."""
+
+    def __init__(self, items: queue.SimpleQueue[Item | BaseException | None], cancelled: threading.Event) -> None:
+        self._items = items
+        self._cancelled = cancelled
+        self._last = float("-inf")
+
+    def __call__(self, event: Any) -> None:
+        if self._cancelled.is_set():
+            raise _Cancelled
+        if isinstance(event, MeasurementEvent):
+            self._items.put(Item("measurement", event.model_dump_json()))
+        elif (now := time.monotonic()) - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self._items.put(Item("progress", event.model_dump_json()))
+
+
+def warm_up(engine: str) -> None:
+    """Import what a cell needs, so that the first one does not wait for it."""
+    import torch
+
+    import_module(engine)
+    torch.zeros(1)
+
+
+cell_task = ray.remote(max_retries=0, num_returns="streaming")(stream_cell)
+warm_up_task = ray.remote(max_retries=0)(warm_up)
