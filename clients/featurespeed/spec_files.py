@@ -15,9 +15,6 @@ from featurespeed.contract.job import FieldError
 from featurespeed.contract.request import JobRequest, Kind
 from featurespeed.contract.validation import SpecError
 
-Spec = Mapping[str, Any] | JobRequest | str | os.PathLike[str]
-"""What the client takes for a specification; a string is a path."""
-
 
 @dataclass(frozen=True)
 class Specification:
@@ -27,12 +24,18 @@ class Specification:
     dataset: Path | None = None
 
 
+Spec = Mapping[str, Any] | JobRequest | str | os.PathLike[str] | Specification
+"""What the client takes for a specification; a string is a path."""
+
+
 def load_spec(spec: Spec, kind: Kind | None = None) -> Specification:
     """The specification with its kind and dataset filled in; raises SpecError, and OSError if it cannot be read.
 
     ``kind`` is what is asked for: a missing ``kind`` becomes it, another one is an error. A dataset's ``path`` is taken
     relative to the file of the specification (else the working directory) and replaced by the file's ``sha256``.
     """
+    if isinstance(spec, Specification):
+        return Specification(complete(spec.document, kind, Path()).document, spec.dataset)
     if isinstance(spec, JobRequest):
         return complete(spec.model_dump(mode="json"), kind, Path())
     if isinstance(spec, Mapping):

@@ -1,0 +1,5 @@
+"""``python -m featurespeed``: the command line."""
+
+from featurespeed.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""One question, asked of a server or answered in this process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurespeed.contract.job import FieldError
+from featurespeed.contract.report import Report
+from featurespeed.contract.request import Kind
+from featurespeed.contract.validation import SpecError
+from featurespeed.progress import LineListener, progress_on_terminal
+from featurespeed.spec_files import Specification, complete, parse_spec
+
+if TYPE_CHECKING:
+    from featurespeed.client import Client
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the options say: where the specification is, whom to ask, and what to put in place of its own settings."""
+
+    spec: str
+    server: str | None = None
+    seeds: str | None = None
+    steps: int | None = None
+
+
+def answer(kind: Kind, question: Question) -> Report:
+    """The report; raises what :mod:`featurespeed.cli.outcome` explains."""
+    specification = read(kind, question)
+    with progress_on_terminal(None) as shown:
+        listener = shown or LineListener()
+        if question.server is None:
+            from featurespeed.cli.local import answer_here
+
+            return answer_here(specification, listener)
+        with _client(question.server) as client:
+            method = client.recommend if kind == "recommend" else client.measure
+            return method(specification, on_event=listener)
+
+
+def _client(server: str) -> Client:
+    from featurespeed.client import Client
+
+    try:
+        return Client(server)
+    except ValueError:
+        bound = "should begin with http:// or https:// and name a host"
+        raise SpecError([FieldError(field="--server", value=server, bound=bound)]) from None
+
+
+def read(kind: Kind, question: Question) -> Specification:
+    """The specification, with the options' settings in it."""
+    if question.spec == "-":
+        document, folder = parse_spec(sys.stdin.buffer.read(), "standard input"), Path()
+    else:
+        path = Path(question.spec)
+        document, folder = parse_spec(path.read_bytes(), str(path)), path.parent
+    settings = document.get("measurement", {})
+    if isinstance(settings, dict):  # otherwise it is refused later
+        document["measurement"] = {**settings, **_overrides(question)}
+    return complete(document, kind, folder)
+
+
+def _overrides(question: Question) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if question.steps is not None:
+        found["steps"] = question.steps
+    if question.seeds is not None:
+        try:
+            found["seeds"] = [int(seed) for seed in question.seeds.split(",")]
+        except ValueError:
+            fault = FieldError(
+                field="--seeds", value=question.seeds, bound="should be integers with commas, as in 0,1,2"
+            )
+            raise SpecError([fault]) from None
+    return found

@@ -1,0 +1,150 @@
+"""Reports as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from featurespeed.contract.report import (
+    GeometricStatistic,
+    LayerMeasurement,
+    Measurement,
+    Recommendation,
+    Report,
+    Statistic,
+)
+
+PLAIN_WIDTH = 200
+"""Columns of the output where there is no terminal: nothing is cut."""
+
+
+def print_report(report: Report) -> None:
+    """Print a report to standard output."""
+    console = Console(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, emoji=False, width=PLAIN_WIDTH)
+    first = report.measurements[0] if report.measurements else None
+    if report.recommendation is not None:
+        console.print(recommendation_table(report.recommendation, first))
+    elif first is not None:
+        console.print(measurement_table(first))
+    if len(report.measurements) > 1:
+        console.print(training_table(report.measurements))
+    for line in footer(report):
+        console.print(Text(line), soft_wrap=True)
+
+
+def recommendation_table(recommendation: Recommendation, measured: Measurement | None) -> Table:
+    """One row a block: what to set, how much it varies over seeds, and what was measured there."""
+    table = _table(
+        "block", "init std", "± seeds", "lr", "± seeds", "angle (rad)", "feature rms", "share of decay", "note"
+    )
+    layers = {layer.index: layer for layer in measured.layers} if measured else {}
+    total = sum(layer.contribution.mean or 0.0 for layer in layers.values())
+    for block in recommendation.blocks:
+        layer = layers.get(block.index)
+        table.add_row(
+            Text(block.name),
+            number(block.init_std),
+            factor(block.init_std_over_seeds),
+            number(block.lr) if block.lr else "0 (frozen)",
+            factor(block.lr_over_seeds) if block.lr else "",
+            spread(layer.angle) if layer else "",
+            number(layer.feature_rms.mean) if layer else "",
+            share(layer.contribution.mean, total) if layer else "",
+            Text(block.note or ""),
+        )
+    return table
+
+
+QUANTITIES = (
+    ("angle (rad)", "angle"),
+    ("cos", "cos"),
+    ("feature rms", "feature_rms"),
+    ("feature speed", "feature_speed"),
+    ("backward rms", "backward_rms"),
+    ("sensitivity", "sensitivity"),
+    ("contribution", "contribution"),
+    ("gradient norm", "gradient_norm"),
+)
+
+
+def measurement_table(measured: Measurement) -> Table:
+    """One row a layer: mean over seeds; of the angle, the standard deviation too."""
+    table = _table("layer", *(title for title, _ in QUANTITIES))
+    for layer in measured.layers:
+        table.add_row(Text(layer.name), spread(layer.angle), *(number(value) for value in _means(layer)))
+    return table
+
+
+def _means(layer: LayerMeasurement) -> Iterator[float | None]:
+    for _, field in QUANTITIES[1:]:
+        statistic: Statistic = getattr(layer, field)
+        yield statistic.mean
+
+
+def training_table(measurements: tuple[Measurement, ...]) -> Table:
+    """One row a measured step of training; the angle is that of the last hidden layer."""
+    table = _table("step", "loss", "± seeds", "loss decay", "last hidden angle (rad)", "formula residual")
+    for measured in measurements:
+        table.add_row(
+            str(measured.step),
+            number(measured.loss),
+            number(measured.loss_over_seeds.sd),
+            number(measured.loss_decay),
+            spread(measured.layers[-2].angle) if len(measured.layers) > 1 else "",
+            f"{measured.formula_residual:.1e}",
+        )
+    return table
+
+
+def footer(report: Report) -> Iterator[str]:
+    """What concerns the whole network, one line each."""
+    if (advice := report.recommendation) is not None:
+        yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
+        yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {number(advice.feature_step)} asked"
+        yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
+        if advice.output_multiplier != 1:
+            yield f"output factor    {number(advice.output_multiplier)}"
+    if report.measurements:
+        first = report.measurements[0]
+        residual = max(measured.formula_residual for measured in report.measurements)
+        yield f"loss at start    {number(first.loss)}"
+        yield f"formula residual {residual:.1e}"
+    made = report.provenance
+    seeds = ", ".join(map(str, made.seeds))
+    yield f"made with        seeds {seeds}; {made.dtype} on {made.device}; {made.wall_seconds:.1f} s"
+    for warning in report.warnings:
+        yield f"warning          {warning}"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash for what is undefined."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def factor(statistic: GeometricStatistic) -> str:
+    """A geometric standard deviation."""
+    return f"×÷{statistic.factor_sd:.3g}"
+
+
+def spread(statistic: Statistic) -> str:
+    """Mean and standard deviation over seeds."""
+    return "–" if statistic.mean is None or statistic.sd is None else f"{statistic.mean:.3f} ± {statistic.sd:.3f}"
+
+
+def share(part: float | None, total: float) -> str:
+    """A part in per cent."""
+    return "–" if part is None or total == 0 else f"{part / total:.1%}"
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for title in others:
+        table.add_column(title, justify="left" if title == "note" else "right", no_wrap=title != "note")
+    return table
