@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from featurespeed.contract import Architecture, Dataset, FieldError, JobRequest, SpecError, Transformer
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
+from featurespeed.contract import Architecture, Dataset, FieldError, JobRequest, SpecError, Transformer
 
 FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
 INTEGERS = {
@@ -126,7 +127,7 @@ def _range(rows: Any, shape: tuple[int, ...], field: str) -> tuple[float, float]
 def _chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, NDArray[Any]]]:
     step = max(1, CHUNK_BYTES // (8 * int(np.prod(shape[1:], dtype=np.int64))))
     for start in range(0, shape[0], step):
-        yield start, rows[start : start + step]
+        yield start, rows[start : min(start + step, shape[0])]  # unlike NumPy it refuses an end past the last row
 
 
 def read_dataset(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
