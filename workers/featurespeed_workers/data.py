@@ -12,6 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
 from featurespeed.contract import (
     Architecture,
     Dataset,
@@ -24,10 +28,6 @@ from featurespeed.contract import (
     Tokens,
     Transformer,
 )
-from numpy.random import Generator
-from numpy.typing import NDArray
-from torch import Tensor
-
 from featurespeed_workers.dataset_files import check_dataset, check_fits, read_dataset
 from featurespeed_workers.teacher import Teacher
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from featurespeed.contract.request import Loss
 from torch import Tensor
+
+from featurespeed.contract.request import Loss
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from featurespeed.contract import Architecture, Mlp, ResNet
 from torch import Tensor, nn
 
+from featurespeed.contract import Architecture, Mlp, ResNet
 from featurespeed_workers.architectures.layers import Chain
 from featurespeed_workers.architectures.mlp import build_mlp, mlp_scalables
 from featurespeed_workers.architectures.resnet import build_resnet, resnet_scalables

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from featurespeed.contract.architecture import Activation, Norm
 from torch import Tensor, nn
+
+from featurespeed.contract.architecture import Activation, Norm
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -30,6 +31,16 @@ def make_norm(norm: Norm, width: int, *, bias: bool) -> nn.Module:
     if norm == "rmsnorm":
         return nn.RMSNorm(width)
     return nn.Identity()
+
+
+def combined(a: float, f: Tensor, b: float, g: Tensor) -> Tensor:
+    """``a f + b g`` for two tensors of one shape.
+
+    Written as sums with a factor: for a product with a constant, forward-mode differentiation (torch 2.13) falls back
+    to Python, which costs 0.2 ms a call and, once, the import of the compiler (0.8 s).
+    """
+    scaled = f if a == 1 else torch.sub(f, f, alpha=1 - a)
+    return torch.add(scaled, g, alpha=b)
 
 
 class Chain(nn.Module):

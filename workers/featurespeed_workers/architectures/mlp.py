@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from featurespeed.contract import Mlp
 from torch import nn
 
+from featurespeed.contract import Mlp
 from featurespeed_workers.architectures.layers import Chain, PostNormLinear
 from featurespeed_workers.network import Scalable
 

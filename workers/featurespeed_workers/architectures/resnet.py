@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from featurespeed.contract import ResNet
 from torch import Tensor, nn
 
-from featurespeed_workers.architectures.layers import Chain, PreLinear
+from featurespeed.contract import ResNet
+from featurespeed_workers.architectures.layers import Chain, PreLinear, combined
 from featurespeed_workers.network import Scalable
 
 
@@ -25,8 +25,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """(batch, width) → (batch, width)."""
-        out: Tensor = self.shortcut * f + self.beta * self.branch(f)
-        return out
+        return combined(self.shortcut, f, self.beta, self.branch(f))
 
 
 def build_resnet(architecture: ResNet) -> Chain:

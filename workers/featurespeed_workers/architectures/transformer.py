@@ -6,10 +6,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from featurespeed.contract import Image, Transformer
-from featurespeed.contract.architecture import Activation, Norm
 from torch import Tensor, nn
 
+from featurespeed.contract import Image, Transformer
+from featurespeed.contract.architecture import Activation, Norm
 from featurespeed_workers.architectures.layers import ACTIVATIONS, Chain, PreLinear, make_norm
 from featurespeed_workers.network import Scalable
 
