@@ -1,1 +1,25 @@
-"""The science: build a network from a specification, measure it, recommend its scales and rates; and its Ray tasks."""
+"""The science: build a network from a specification, measure it, recommend its scales and rates; and its Ray tasks.
+
+``measure`` and ``recommend`` work in-process on any ``torch.nn.Module``; they load torch when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurespeed_workers.api import measure, recommend
+    from featurespeed_workers.errors import MeasurementError
+    from featurespeed_workers.modules import network_of
+
+__all__ = ["MeasurementError", "measure", "network_of", "recommend"]
+
+_HOMES = {"measure": "api", "recommend": "api", "network_of": "modules", "MeasurementError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -26,7 +26,7 @@ from featurespeed_workers.network import Network
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.rules.table import PYTORCH_LEARNING_RATE, table1_of
-from featurespeed_workers.seeds import Cell, Checkpoint, seed_scaling
+from featurespeed_workers.seeds import Cell, Checkpoint, device_name, seed_scaling
 from featurespeed_workers.training import Run, Schedule, train
 
 __all__ = ["Cell", "CellProgress", "Listener", "assemble", "ignore", "run_cell"]
@@ -75,7 +75,7 @@ def run_cell(
     checkpoints, warnings = _measured(request, seed, setting, replace(scaling, parameters=parameters), batch, listener)
     return Cell(
         seed=seed,
-        device=_device_name(where),
+        device=device_name(where),
         dtype=request.measurement.dtype,
         threads=torch.get_num_threads(),
         checkpoints=checkpoints,
@@ -206,7 +206,3 @@ def _master_lr(request: JobRequest, first: StateMeasurement) -> float:
         return 1.0
     steady = UpdateRule.from_contract(request.optimizer).sustained().gain
     return request.scaling.feature_step / first.relative_sensitivity / steady
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

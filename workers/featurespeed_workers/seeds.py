@@ -126,6 +126,11 @@ def assemble(
     )
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _at(cell: Cell, step: int) -> StateMeasurement:
     return next(c.measurement for c in cell.checkpoints if c.step == step)
 
@@ -222,7 +227,7 @@ def _doubts(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         for checkpoint in cell.checkpoints:
             m, where = checkpoint.measurement, f"seed {cell.seed}, step {checkpoint.step}"
-            bound = RESIDUAL_BOUNDS[cell.dtype] if m.method == "exact" else FINITE_DIFFERENCE_BOUND
+            bound = RESIDUAL_BOUNDS.get(cell.dtype, 5e-2) if m.method == "exact" else FINITE_DIFFERENCE_BOUND
             if m.formula_residual > bound:
                 doubts.append(
                     f"{where}: the two sides of the formula differ by {m.formula_residual:.1e} (> {bound:.0e})"

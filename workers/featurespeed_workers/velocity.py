@@ -27,10 +27,10 @@ def exact(network: Network, parameters: Parameters, tangents: Tangents, batch: B
     """Visit ḟ_l in forward order. Raises NotImplementedError for an operator without a forward-mode rule."""
     with _forward_mode_kernels(), fwad.dual_level():
         duals = {
-            name: fwad.make_dual(p.detach(), tangents[name]) if name in tangents else p.detach()
+            name: fwad.make_dual(p.detach(), tangents[name]) if name in tangents else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
         }
-        with cut_nodes(network, lambda i, f: visit(i, fwad.unpack_dual(f).tangent)):
+        with cut_nodes(network, lambda i, f: visit(i, fwad.unpack_dual(f).tangent)):  # type: ignore[no-untyped-call]
             call(network, duals, batch[0])
 
 

@@ -1,0 +1,268 @@
+"""``measure`` and ``recommend`` on modules of the user's own: nothing of theirs changes, and misuse is named."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featurespeed_workers import MeasurementError, measure, network_of, recommend
+
+
+class Residual(nn.Module):
+    """A block with what makes restoring hard: batch norm (buffers), dropout (randomness), fused attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.dropout = nn.Dropout(0.2)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.flatten(0, 1)).view_as(x)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        return x + self.out(self.dropout(y))
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 8)
+        self.position = nn.Parameter(torch.randn(5, 8) * 0.1)
+        self.drop = nn.Dropout(0.1)
+        self.layers = nn.ModuleList([Residual(8) for _ in range(2)])
+        self.final = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.tokens(x) + self.position)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.final(x).mean(1))
+
+
+BLOCKS = {"drop": ["tokens", "position"], "layers.0": [], "layers.1": [], "head": ["final"]}
+BRANCHES = {"layers.0": ["layers.0.out"], "layers.1": ["layers.1.out"]}
+
+
+@pytest.fixture
+def own() -> Own:
+    torch.manual_seed(0)
+    return Own()
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randint(0, 11, (6, 5), generator=generator), torch.randint(0, 3, (6,), generator=generator))
+        for _ in range(4)
+    ]
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    return copy.deepcopy(
+        {
+            "state": model.state_dict(),
+            "grads": {n: p.grad for n, p in model.named_parameters()},
+            "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "training": [m.training for m in model.modules()],
+            "hooks": [len(m._forward_hooks) for m in model.modules()],
+        }
+    )
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_everything_is_as_it_was_to_the_bit(own, batches, kind) -> None:
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(own.parameters(), lr=0.01, **momentum)
+    for inputs, targets in batches:  # gradients, moments and running statistics that could be lost
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(own(inputs), targets).backward()
+        optimizer.step()
+    before = everything(own, optimizer)
+    measure(own, batches, optimizer=optimizer, blocks=BLOCKS, learning_rates="optimizer")
+    assert same(everything(own, optimizer), before)
+    recommend(own, batches, optimizer=optimizer, blocks=BLOCKS, branches=BRANCHES)
+    assert same(everything(own, optimizer), before)
+
+
+def test_dropout_and_batch_norm_are_the_same_in_both_passes(own, batches) -> None:
+    """The two sides agree only if the second pass sees the first one's masks and statistics."""
+    own.double()
+    report = measure(own, batches, blocks=BLOCKS)
+    assert report.measurements[0].method == "exact"
+    assert report.measurements[0].formula_residual < 1e-10
+
+
+def test_learning_rates_of_the_optimizer_are_those_of_its_groups(own, batches) -> None:
+    own.double().eval()
+    groups = [
+        {"params": own.head.parameters(), "lr": 0.5},
+        {"params": [*own.layers.parameters(), *own.final.parameters()]},
+        {"params": [*own.tokens.parameters(), own.position], "lr": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.25)
+    layers = (
+        measure(own, batches, blocks=BLOCKS, optimizer=optimizer, learning_rates="optimizer").measurements[0].layers
+    )
+    assert layers[0].contribution.mean == 0
+    assert layers[0].angle.mean is None  # it does not move
+    assert layers[1].contribution.mean == pytest.approx(0.25 * layers[1].gradient_norm.mean ** 2)
+    loss = nn.functional.cross_entropy(own(batches[0][0]), batches[0][1])
+    head = torch.autograd.grad(loss, [*own.head.parameters(), *own.final.parameters()])
+    squares = [float((g**2).sum()) for g in head]
+    assert layers[3].contribution.mean == pytest.approx(0.5 * sum(squares[:2]) + 0.25 * sum(squares[2:]))
+
+
+def test_recommendation_reaches_its_targets_on_the_model_it_is_applied_to(own, batches) -> None:
+    """Apply the answer, then measure with plain torch: rms of the branches, τ, equal contributions."""
+    own.eval()
+    report = recommend(own, batches, optimizer="sgd", blocks=BLOCKS, branches=BRANCHES, relative_sensitivity=0.5)
+    report.apply(own)
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    names = ["drop", "layers.0.out", "layers.1.out", "layers.1"]
+    handles = [own.get_submodule(n).register_forward_hook(keep(n)) for n in names]
+    with torch.no_grad():
+        own(torch.cat([x for x, _ in batches]))
+    for handle in handles:
+        handle.remove()
+    target = {"drop": 1.0, "layers.0.out": 1 / math.sqrt(2), "layers.1.out": 1 / math.sqrt(2), "layers.1": math.sqrt(2)}
+    for name, rms in target.items():
+        # the stream is the sum of three nearly independent terms, the others are scaled themselves
+        tolerance = 0.35 if name == "layers.1" else 0.02
+        assert float(outputs[name].pow(2).mean().sqrt()) == pytest.approx(rms, rel=tolerance)
+    rates = {g["name"]: g["lr"] for g in report.param_groups(own)}
+    after = measure(own, batches, optimizer="sgd", blocks=BLOCKS, learning_rates=rates).measurements[0]
+    master = report.recommendation.master_lr
+    assert master == pytest.approx(1.0 / 0.5)
+    assert after.loss_decay / master == pytest.approx(1.0, rel=0.5)  # one batch of six against the mean over four
+    assert report.recommendation.relative_sensitivity == pytest.approx(0.5, rel=0.02)
+
+
+def test_several_seeds_come_from_a_function(batches) -> None:
+    def build(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Embedding(11, 8), nn.Flatten(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    report = recommend(build, lambda seed: batches[seed:], seeds=(0, 1))
+    assert report.provenance.seeds == (0, 1)
+    first, second = report.recommendation.blocks[0].lr_over_seeds.values
+    assert first != second
+    assert report.recommendation.blocks[0].lr == pytest.approx(math.sqrt(first * second))
+
+
+class Cumulative(torch.autograd.Function):
+    """An operator of the user's own, without a forward-mode rule."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return Cumulative.apply(super().forward(x))
+
+
+def test_an_operator_without_forward_mode_falls_back_and_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Doubled(8, 3)).double()
+    report = measure(model, [(torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 0, 1]))])
+    assert report.measurements[0].method == "finite_difference"
+    assert report.measurements[0].formula_residual < 1e-5
+
+
+def test_norm_after_the_output_cannot_reach_the_target() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Sequential(nn.ReLU(), nn.Linear(32, 3, bias=False), nn.LayerNorm(3)))
+    data = [(torch.randn(16, 4), torch.randint(0, 3, (16,))) for _ in range(4)]
+    report = recommend(model, data, optimizer="sgd", relative_sensitivity=0.01)
+    [warning] = report.warnings
+    assert "no scale of block '1' reaches the relative sensitivity 0.01" in warning
+    assert report.recommendation.relative_sensitivity != pytest.approx(0.01, rel=0.1)
+    # κ is kept all the same: δt = κ / τ with the τ that was reached
+    assert report.recommendation.master_lr == pytest.approx(1 / report.recommendation.relative_sensitivity)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"blocks": ["tokens", "layers.0", "layers.1", "head"]}, "'position' is in no block"),
+        ({"blocks": {**BLOCKS, "layers": []}}, "'layers.0.norm.weight' is in blocks layers.0 and layers"),
+        ({"blocks": ["nowhere", "head"]}, "no submodule 'nowhere'"),
+        ({"blocks": BLOCKS, "optimizer": "lion"}, "'lion' is not one of sgd, adam, adamw"),
+        ({"blocks": BLOCKS, "learning_rates": {"drop": 1.0}}, "no rate for block 'layers.0'"),
+        ({"blocks": BLOCKS, "learning_rates": "optimizer"}, "needs a torch optimizer"),
+    ],
+)
+def test_misuse_is_named(own, batches, arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure(own, batches, **arguments)
+
+
+def test_tied_weights_across_blocks_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"'1.weight' is tied to '0.weight'"):
+        network_of(model)
+
+
+def test_an_unsupported_optimizer_is_named(own, batches) -> None:
+    with pytest.raises(ValueError, match="Adagrad is not one of SGD, Adam, AdamW"):
+        measure(own, batches, blocks=BLOCKS, optimizer=torch.optim.Adagrad(own.parameters()))
+
+
+def two_blocks(first: nn.Module, second: nn.Module | None = None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    return nn.Sequential(first, second or nn.Linear(4, 3)), [(torch.ones(2, 4), torch.tensor([0, 1]))]
+
+
+def test_features_that_are_not_finite_name_the_first_layer() -> None:
+    broken = nn.Linear(4, 4)
+    nn.init.constant_(broken.weight, 1e38)
+    model, data = two_blocks(broken)
+    with pytest.raises(MeasurementError, match="features of block '0' are not finite"):
+        measure(model, data)
+
+
+def test_a_zero_gradient_names_its_block() -> None:
+    head = nn.Linear(4, 3)
+    nn.init.zeros_(head.weight)
+    model, data = two_blocks(nn.Linear(4, 4), head)
+    with pytest.raises(MeasurementError, match="gradient of block '0' is zero"):
+        measure(model, data)
+    report = measure(model, data, learning_rates=0.1)  # explicit rates: the rest is still meaningful
+    assert "gradient of block '0' is zero" in report.warnings[0]
+
+
+def test_a_feature_changed_in_place_is_named() -> None:
+    model, data = two_blocks(nn.Linear(4, 4), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)))
+    with pytest.raises(MeasurementError, match="output of block '0' is changed in place"):
+        measure(model, data)

@@ -1,0 +1,171 @@
+"""The engine on networks of the user's own: ``measure`` and ``recommend`` in-process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from featurespeed.contract import Adam, AdamW, Optimizer, Report, Sgd
+from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY
+from featurespeed_workers.capture import Batch, LossFunction
+from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.losses import loss_function
+from featurespeed_workers.measurement import Method, Rates, Setting, StateMeasurement, measure_state
+from featurespeed_workers.modules import Blocks, network_of
+from featurespeed_workers.network import Network
+from featurespeed_workers.rules.fsc import fsc
+from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name, seed_scaling
+
+Model = nn.Module | Network | Callable[[int], nn.Module | Network]
+Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
+Loss = Literal["mse", "cross_entropy"] | LossFunction
+AnyOptimizer = Literal["sgd", "adam", "adamw"] | Optimizer | torch.optim.Optimizer
+
+
+def measure(
+    model: Model,
+    batches: Batches,
+    *,
+    loss: Loss = "cross_entropy",
+    optimizer: AnyOptimizer = "sgd",
+    blocks: Blocks | None = None,
+    learning_rates: float | Mapping[str, float] | Literal["balanced", "optimizer"] = "balanced",
+    method: Method = "exact",
+    seeds: Sequence[int] = (0,),
+) -> Report:
+    """Measure angles, speeds and contributions of every block at the model's present state.
+
+    ``model``: a module, a Network, or a function from a seed to one, called for each of ``seeds``. ``batches``: an
+    iterable of (inputs, targets), of which the first is used, or a function from a seed to one. ``optimizer``: a name
+    or a contract optimizer (both at a fresh state), or your torch optimizer, whose state is then the present one.
+    ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
+    optimizer's groups. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
+
+    The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
+    Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
+    """
+    began, cells = time.perf_counter(), []
+    for seed in seeds:
+        network = _network(model, seed, blocks, None)
+        setting = _setting(network, loss, optimizer, method, own_rates=learning_rates == "optimizer")
+        [batch] = _first(batches, seed, 1)
+        found = measure_state(setting, _parameters(network), batch, _rates(network, learning_rates))
+        cells.append(_cell(network, seed, found))
+    return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
+
+
+def recommend(
+    model: Model,
+    batches: Batches,
+    *,
+    loss: Loss = "cross_entropy",
+    optimizer: AnyOptimizer = "adamw",
+    blocks: Blocks | None = None,
+    branches: Mapping[str, Sequence[str]] | None = None,
+    relative_sensitivity: float = RELATIVE_SENSITIVITY,
+    feature_step: float = FEATURE_STEP,
+    method: Method = "exact",
+    seeds: Sequence[int] = (0,),
+) -> Report:
+    """Recommend initialization scale and learning rate of every block by rule ``fsc``, from the model's own weights.
+
+    Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
+    model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates.
+    """
+    began, cells = time.perf_counter(), []
+    for seed in seeds:
+        network = _network(model, seed, blocks, branches)
+        setting = _setting(network, loss, optimizer, method, own_rates=False)
+        chosen = _first(batches, seed, RECOMMENDATION_BATCHES)
+        scaling = fsc(
+            setting,
+            _parameters(network),
+            chosen,
+            relative_sensitivity=relative_sensitivity,
+            feature_step=feature_step,
+        )
+        fresh = replace(setting, state=lambda name: {})
+        cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
+        warnings = tuple(f"seed {seed}: {w}" for w in scaling.warnings)
+        cells.append(cell.model_copy(update={"scaling": seed_scaling(network, scaling), "warnings": warnings}))
+    wall = time.perf_counter() - began
+    return assemble("recommend", cells, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
+
+
+def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:
+    built = model if isinstance(model, nn.Module | Network) else model(seed)
+    return built if isinstance(built, Network) else network_of(built, blocks, branches)
+
+
+def _parameters(network: Network) -> dict[str, Tensor]:
+    return dict(network.module.named_parameters())
+
+
+def _first(batches: Batches, seed: int, count: int) -> list[Batch]:
+    given = batches(seed) if callable(batches) else batches
+    found = list(islice(iter(given), count))
+    if not found:
+        raise ValueError("batches: at least one is needed, got none")
+    return found
+
+
+def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Method, *, own_rates: bool) -> Setting:
+    function = loss_function(loss) if isinstance(loss, str) else loss
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _setting_of(network, function, optimizer, method, own_rates)
+    if own_rates:
+        raise ValueError("learning_rates: 'optimizer' needs a torch optimizer")
+    rule = UpdateRule.from_contract(_named(optimizer) if isinstance(optimizer, str) else optimizer)
+    return Setting(network, function, lambda name: rule, method=method)
+
+
+def _named(name: str) -> Optimizer:
+    kinds: dict[str, Optimizer] = {"sgd": Sgd(name="sgd"), "adam": Adam(name="adam"), "adamw": AdamW(name="adamw")}
+    if name not in kinds:
+        raise ValueError(f"optimizer: {name!r} is not one of {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _setting_of(
+    network: Network, loss: LossFunction, optimizer: torch.optim.Optimizer, method: Method, own_rates: bool
+) -> Setting:
+    """Directions, states and (with ``own_rates``, as the rule's gain) rates from a torch optimizer's groups."""
+    names = {p: name for name, p in network.module.named_parameters()}
+    rules = {}
+    for group in optimizer.param_groups:
+        rule = UpdateRule.from_group(optimizer, group)
+        rule = replace(rule, gain=float(group["lr"])) if own_rates else rule
+        rules.update({names[p]: rule for p in group["params"] if p in names})
+    missing = [name for p, name in names.items() if p.requires_grad and name not in rules]
+    if missing:
+        raise ValueError(f"optimizer: parameter {missing[0]!r} is in none of its groups; freeze it or add it")
+    states = {name: optimizer.state.get(p, {}) for p, name in names.items()}
+    return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
+
+
+def _rates(network: Network, rates: float | Mapping[str, float] | str) -> Rates:
+    if rates == "balanced":
+        return "balanced"
+    names = [block.name for block in network.blocks]
+    if isinstance(rates, Mapping):
+        if missing := [name for name in names if name not in rates]:
+            raise ValueError(f"learning_rates: no rate for block {missing[0]!r}")
+        return rates
+    return dict.fromkeys(names, 1.0 if isinstance(rates, str) else float(rates))
+
+
+def _cell(network: Network, seed: int, found: StateMeasurement) -> Cell:
+    parameter = next(network.module.parameters())
+    return Cell(
+        seed=seed,
+        device=device_name(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        checkpoints=(Checkpoint(step=0, measurement=found),),
+    )
