@@ -222,7 +222,8 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 def _stop_with_parent(stop: threading.Event) -> None:
     """Wait for the end of standard input, a pipe that closes with the parent."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1024):  # not through sys.stdin: its lock would be held at the process's end
+        pass
     stop.set()
     time.sleep(STOP_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)  # stuck; Ray's processes are set to die with this one

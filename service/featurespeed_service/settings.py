@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from featurespeed.budget import Budget
 from pydantic import BaseModel, ConfigDict, Field
+
+from featurespeed.budget import Budget
 
 PREFIX = "FEATURESPEED_"
 MIB = 2**20
@@ -29,8 +30,8 @@ class Settings(BaseModel):
 
     max_spec_bytes: Annotated[int, Field(ge=1)] = MIB
     max_dataset_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
-    max_parameters: Annotated[int, Field(ge=1)] = 1_000_000_000
-    max_memory_bytes: Annotated[int, Field(ge=1)] = 8 * 1024 * MIB
+    max_parameters: Annotated[int, Field(ge=1)] = Budget().max_parameters
+    max_memory_bytes: Annotated[int, Field(ge=1)] = Budget().max_memory_bytes
     """The budget of a spec, estimated before anything is built; memory is that of one cell."""
 
     lease_seconds: Annotated[float, Field(gt=0)] = 15.0

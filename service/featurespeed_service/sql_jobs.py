@@ -122,9 +122,9 @@ class SqlJobStore(JobStore):
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
     def counts(self) -> Mapping[Status, int]:
-        query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
         with self._database.reading() as connection:
-            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+            found = {row.status: row.number for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in get_args(Status)}
 
     def last_heartbeat(self) -> float | None:

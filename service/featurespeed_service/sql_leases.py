@@ -68,7 +68,7 @@ class SqlLeaseStore(LeaseStore):
         job = move(connection, row, "running", now, **values)
         assert job is not None, "the row is locked"
         found = connection.execute(select(cells.c.seed, cells.c.cell).where(cells.c.job_id == job.id))
-        return Claim(lease=Lease(job.id, attempt), job=job, cells=dict(found.tuples().all()))
+        return Claim(lease=Lease(job.id, attempt), job=job, cells={row.seed: row.cell for row in found})
 
     def _attempts_left(self, row: RowMapping) -> int:
         return self._max_attempts - int(row["attempt"] - row["releases"])

@@ -1,7 +1,7 @@
 """An engine for tests of the service: quick cells with known numbers, that can also be slow, deaf, wrong or deadly.
 
-The request's ``data.seed`` chooses what happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms. Each
-computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
+The request's ``data.seed`` chooses what happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms.
+Each computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def assemble(request, cells, *, wall_seconds: float) -> Report:
         loss=sum(values) / len(values),
         loss_decay=1.0,
         formula_residual=0.0,
+        method="exact",
         loss_over_seeds=Statistic.of(values),
         layers=(),
     )
@@ -89,5 +90,5 @@ def _first_time(request, seed: int) -> bool:
 
 
 def _note(line: str) -> None:
-    with open(os.environ["STAND_IN_LOG"], "a") as file:
+    with Path(os.environ["STAND_IN_LOG"]).open("a") as file:
         file.write(line + "\n")
