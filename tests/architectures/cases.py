@@ -1,0 +1,64 @@
+"""One table of small architectures: every family with every option that changes the module."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurespeed.contract import Architecture, Image, Mlp, ResNet, Transformer
+
+NORMS: tuple[Any, ...] = ("none", "layernorm", "rmsnorm")
+ACTIVATIONS: tuple[Any, ...] = ("relu", "gelu", "silu", "tanh", "identity")
+IMAGE = Image(height=4, width=6, channels=2, patch=2)
+
+
+def mlp(**options: Any) -> Mlp:
+    return Mlp(family="mlp", **{"input_dim": 5, "width": 7, "depth": 4, "output_dim": 3, **options})
+
+
+def resnet(**options: Any) -> ResNet:
+    return ResNet(family="resnet", **{"input_dim": 5, "width": 7, "depth": 4, "output_dim": 3, **options})
+
+
+def language_model(**options: Any) -> Transformer:
+    sizes = {"layers": 2, "width": 12, "heads": 3, "vocab_size": 11, "context_length": 6}
+    return Transformer(family="transformer", **{**sizes, **options})
+
+
+def vision_transformer(**options: Any) -> Transformer:
+    sizes = {"layers": 2, "width": 12, "heads": 3, "image": IMAGE, "output_dim": 4}
+    return Transformer(family="transformer", **{**sizes, **options})
+
+
+FAMILIES = (mlp, resnet, language_model, vision_transformer)
+CASES: list[Architecture] = [
+    *(family(norm=norm, bias=bias) for family, norm, bias in product(FAMILIES, NORMS, (False, True))),
+    *(family(activation=activation) for family, activation in product(FAMILIES, ACTIVATIONS)),
+    mlp(depth=2),
+    resnet(shortcut="identity", branch_scale=0.3, norm="layernorm"),
+    resnet(branch_scale=1.0),
+    language_model(causal=False),
+    language_model(output_dim=4),
+    language_model(mlp_ratio=1.5, layers=1),
+    vision_transformer(causal=True),
+]
+
+
+def case_id(architecture: Architecture) -> str:
+    options = architecture.model_dump(exclude_defaults=True)
+    return "-".join(str(v).replace(" ", "") for v in options.values())
+
+
+def example_inputs(architecture: Architecture, batch: int = 3) -> Tensor:
+    """Random inputs in float64, or tokens."""
+    generator = torch.Generator().manual_seed(1)
+    if not isinstance(architecture, Transformer):
+        return torch.randn(batch, architecture.input_dim, generator=generator, dtype=torch.float64)
+    if architecture.image is None:
+        assert architecture.vocab_size is not None
+        return torch.randint(architecture.vocab_size, (batch, architecture.sequence_length), generator=generator)
+    image = architecture.image
+    return torch.randn(batch, image.channels, image.height, image.width, generator=generator, dtype=torch.float64)
