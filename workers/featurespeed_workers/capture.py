@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.linears import RecordedLinears
 from featurespeed_workers.network import Network
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-Batch = tuple[Any, Tensor]
-"""Inputs (a tensor, or whatever the module takes as its one argument) and targets."""
+Batch = tuple[Tensor, Tensor]
+"""Inputs (the module's one argument, batch axis first) and targets."""
 Parameters = Mapping[str, Tensor]
 
 
@@ -32,6 +33,8 @@ class Capture:
     backward: list[Tensor]
     gradients: dict[str, Tensor]
     """∇L by parameter name, for the parameters that train; zero where the loss does not depend on one."""
+    linears: list[Tensor]
+    """Outputs of all linear maps in the order of their calls: a second pass need not multiply again."""
 
 
 def call(network: Network, parameters: Parameters, inputs: Any) -> Any:
@@ -55,14 +58,14 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
         features.append(output if output.requires_grad else output.requires_grad_())
         versions.append(output._version)
 
-    with torch.enable_grad(), cut_nodes(network, keep):
+    with torch.enable_grad(), cut_nodes(network, keep), RecordedLinears() as recorded:
         loss = loss_function(call(network, leaves, inputs), targets)
     _check_features(network, features, versions, loss)
     wanted = [*features, *trained.values()]
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     known = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
     backward, by_parameter = known[: len(features)], dict(zip(trained, known[len(features) :], strict=True))
-    return Capture(loss.item(), [f.detach() for f in features], backward, by_parameter)
+    return Capture(loss.item(), [f.detach() for f in features], backward, by_parameter, recorded.outputs)
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ def _speeds(
     network, method = setting.network, setting.method
     if method == "exact":
         try:
-            velocity.exact(network, parameters, tangents, batch, visit)
+            velocity.exact(network, parameters, tangents, batch, captured, visit)
         except NotImplementedError:
             method = "finite_difference"
     if method == "finite_difference":

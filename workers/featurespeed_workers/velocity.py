@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featurespeed_workers.capture import Batch, Capture, Parameters, call, cut_nodes
+from featurespeed_workers.linears import ReusedLinears
 from featurespeed_workers.network import Network
 
 Tangents = Parameters
@@ -23,15 +24,20 @@ Visit = Callable[[int, Tensor | None], None]
 """Is given the index of a block and ḟ there, ``None`` if the feature does not move."""
 
 
-def exact(network: Network, parameters: Parameters, tangents: Tangents, batch: Batch, visit: Visit) -> None:
+def exact(
+    network: Network, parameters: Parameters, tangents: Tangents, batch: Batch, captured: Capture, visit: Visit
+) -> None:
     """Visit ḟ_l in forward order. Raises NotImplementedError for an operator without a forward-mode rule."""
-    with _forward_mode_kernels(), fwad.dual_level():
+
+    def unpack(i: int, feature: Tensor) -> None:
+        visit(i, fwad.unpack_dual(feature).tangent)  # type: ignore[no-untyped-call]
+
+    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedLinears(captured.linears):
         duals = {
             name: fwad.make_dual(p.detach(), tangents[name]) if name in tangents else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
         }
-        with cut_nodes(network, lambda i, f: visit(i, fwad.unpack_dual(f).tangent)):  # type: ignore[no-untyped-call]
-            call(network, duals, batch[0])
+        call(network, duals, batch[0])
 
 
 @contextlib.contextmanager
@@ -66,8 +72,8 @@ def finite_difference(
 
 
 def norm(x: Tensor) -> float:
-    """‖x‖_2, accumulated in float64."""
-    return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
+    """‖x‖_2, accumulated in at least float32."""
+    return float(torch.linalg.vector_norm(x.detach(), dtype=torch.promote_types(x.dtype, torch.float32)))
 
 
 def inner(x: Tensor, y: Tensor) -> float:

@@ -5,6 +5,7 @@ What responds to a rescaling, and how, is measured: a module behind a norm layer
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,21 +41,19 @@ def scale_features(
     Returns new parameters; the given ones stay. Raises MeasurementError for a feature that is zero or not finite.
     """
     scaled = dict(parameters)
+    inputs = torch.cat([inputs for inputs, _ in batches])
     targets = [scalable.target_rms for _, scalable in scalables]
-    # Two passes in which every output is brought to its target on the spot: all inputs are alike, so doubling the
-    # weights shows the elasticity of each module alone, whatever the depth.
-    plain = _output_rms(network, scaled, batches, scalables, normalize=True)
+    now = _output_rms(network, scaled, inputs, scalables)
     doubled = dict(scaled)
     for _, scalable in scalables:
         multiply(doubled, scalable, 2.0)
-    twice = _output_rms(network, doubled, batches, scalables, normalize=True)
-    elasticity = [math.log2(b / a) for a, b in zip(plain, twice, strict=True)]
+    twice = _output_rms(network, doubled, inputs, scalables)
+    elasticity = [math.log2(b / a) for a, b in zip(now, twice, strict=True)]
     material = [i for i, e in enumerate(elasticity) if e >= IMMATERIAL]
-    now = plain
     for _ in range(ROUNDS):
         for i in material:
             multiply(scaled, scalables[i][1], (targets[i] / now[i]) ** (1 / elasticity[i]))
-        now = _output_rms(network, scaled, batches, scalables, normalize=False)
+        now = _output_rms(network, scaled, inputs, scalables)
         if all(abs(now[i] / targets[i] - 1) <= TOLERANCE for i in material):
             break
     return Forwarded(scaled, frozenset(name for i, (name, _) in enumerate(scalables) if i not in set(material)))
@@ -67,15 +66,14 @@ def multiply(parameters: dict[str, Tensor], scalable: Scalable, factor: float) -
 
 
 def _output_rms(
-    network: Network,
-    parameters: Parameters,
-    batches: Sequence[Batch],
-    scalables: Sequence[tuple[str, Scalable]],
-    *,
-    normalize: bool,
+    network: Network, parameters: Parameters, inputs: Tensor, scalables: Sequence[tuple[str, Scalable]]
 ) -> list[float]:
-    """Root mean square of every scalable's output over the batches; with ``normalize`` it leaves at its target rms."""
-    squares = [0.0] * len(scalables)
+    """Rms of every scalable's output, in a pass in which each output is brought to its target on the spot.
+
+    So every module sees the inputs that it will see once all are scaled, and shows its own error alone: the errors of
+    a deep chain would else multiply up, and correcting all at once would diverge.
+    """
+    found = [0.0] * len(scalables)
 
     def hook(i: int, name: str, target: float) -> Callable[[Any, Any, Any], Any]:
         def visit(module: Any, args: Any, output: Any) -> Any:
@@ -83,27 +81,20 @@ def _output_rms(
             rms = norm(first) / math.sqrt(first.numel())
             if rms == 0 or not math.isfinite(rms):
                 raise MeasurementError("not-finite" if rms else "zero-feature", _complaint(name, rms))
-            squares[i] += rms**2 / len(batches)
-            if not normalize:
-                return None
+            found[i] = rms
             scaled = first * (target / rms)
             return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
         return visit
 
-    handles = []
-    try:
+    with contextlib.ExitStack() as stack:
         for i, (name, scalable) in enumerate(scalables):
             module = network.module.get_submodule(scalable.module)
-            handles.append(module.register_forward_hook(hook(i, name, scalable.target_rms)))
-        with torch.no_grad(), same_randomness(next(iter(parameters.values())).device) as rewind:
-            for inputs, _ in batches:
-                rewind()
-                call(network, parameters, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [math.sqrt(s) for s in squares]
+            stack.callback(module.register_forward_hook(hook(i, name, scalable.target_rms)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(same_randomness(inputs.device))
+        call(network, parameters, inputs)
+    return found
 
 
 def _complaint(block: str, rms: float) -> str:
