@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from featurespeed.contract import FieldError, SpecError
 from featurespeed_service.datasets import DatasetLibrary
 from featurespeed_service.metrics import Metrics
 from featurespeed_service.problems import BodyTooLarge
@@ -53,6 +54,11 @@ async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:
         raise BodyTooLarge(limit)
 
 
-async def spec_body(request: Request, context: Ctx) -> bytes:
-    """The whole body of a request that carries a spec."""
-    return b"".join([piece async for piece in limited_body(request, context.settings.max_spec_bytes)])
+async def spec_body(request: Request, context: Ctx) -> str:
+    """The text of a request that carries a spec; raises BodyTooLarge, and SpecError if it is not UTF-8."""
+    body = b"".join([piece async for piece in limited_body(request, context.settings.max_spec_bytes)])
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        bound = f"must be JSON in UTF-8 (byte {error.start} is not)"
+        raise SpecError([FieldError(field="body", value=None, bound=bound)]) from None

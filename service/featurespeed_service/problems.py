@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from featurespeed.contract import FieldError, Problem, SpecError
+from featurespeed.contract import FieldError, Problem, SpecError, shown
 from featurespeed_service.store import IdempotencyConflict, InvalidCursor, JobNotFound, WrongStatus
 
 PROBLEM = "urn:featurespeed:problem:"
@@ -67,7 +67,13 @@ def _cursor(error: InvalidCursor) -> Problem:
 
 def _refused(slug: str, title: str, status: HTTPStatus) -> Callable[[Any], Problem]:
     """The problem of an exception whose text says all, with its ``errors`` if it has any."""
-    return lambda error: problem(slug, title, status, str(error), tuple(getattr(error, "errors", ())))
+    return lambda error: problem(slug, title, status, str(error), tuple(map(_shortened, getattr(error, "errors", ()))))
+
+
+def _shortened(fault: FieldError) -> FieldError:
+    """The fault, without sending a whole body back that is no JSON."""
+    is_long = isinstance(fault.value, str) and len(fault.value) > 200
+    return fault.model_copy(update={"value": shown(fault.value)}) if is_long else fault
 
 
 TABLE: dict[type[Exception], Callable[[Any], Problem]] = {

@@ -1,6 +1,7 @@
 """An engine for tests of the service: quick cells with known numbers, that can also be slow, deaf, wrong or deadly.
 
-The request's ``data.seed`` chooses what happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms.
+It hands requests of kind ``recommend`` to the real engine. Of the others ``data.seed`` chooses what happens;
+``measurement.steps`` is how long a cell takes, in units of 20 ms.
 Each computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
 """
 
@@ -13,18 +14,17 @@ from pathlib import Path
 
 from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Provenance, Report, SpecError, Statistic
 from featurespeed.contract.base import Model
+from featurespeed_workers import cells
+from featurespeed_workers.errors import MeasurementError
 
 UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT = range(1001, 1007)
 
 
 class Cell(Model):
     seed: int
-    value: float
-
-
-class CellProgress(Model):
-    fraction: float
-    message: str
+    value: float = 0.0
+    real: str | None = None
+    """A cell of the real engine, as JSON."""
 
 
 def value_of(request, seed: int) -> float:
@@ -34,20 +34,26 @@ def value_of(request, seed: int) -> float:
 
 
 def run_cell(request, seed, *, dataset=None, listener=None, device=None) -> Cell:
+    if request.kind == "recommend":
+        real = cells.run_cell(request, seed, dataset=dataset, listener=listener, device=device)
+        return Cell(seed=seed, real=real.model_dump_json())
     _misbehave(request, seed)
     steps = request.measurement.steps
     value = value_of(request, seed)
     listener(MeasurementEvent(seed=seed, step=0, loss=value, angles=(value, None)))
     for step in range(steps):
-        listener(CellProgress(fraction=step / steps, message=f"step {step}"))
+        listener(cells.CellProgress(fraction=step / steps, message=f"step {step}"))
         time.sleep(0.02)
     _note(f"{request.sha256} {seed}")
     return Cell(seed=seed, value=value)
 
 
-def assemble(request, cells, *, wall_seconds: float) -> Report:
-    values = [cell.value for cell in cells]
-    assert [cell.seed for cell in cells] == list(request.measurement.seeds)
+def assemble(request, found, *, wall_seconds: float) -> Report:
+    if request.kind == "recommend":
+        real = [cells.Cell.model_validate_json(cell.real) for cell in found]
+        return cells.assemble(request, real, wall_seconds=wall_seconds)
+    values = [cell.value for cell in found]
+    assert [cell.seed for cell in found] == list(request.measurement.seeds)
     measurement = Measurement(
         step=0,
         loss=sum(values) / len(values),
@@ -65,8 +71,6 @@ def assemble(request, cells, *, wall_seconds: float) -> Report:
 
 
 def _misbehave(request, seed: int) -> None:
-    from featurespeed_workers.errors import MeasurementError
-
     what = request.data.seed
     if what == UNMEASURABLE and seed == 1:
         raise MeasurementError("zero-gradient", "the gradient of block hidden_2 is zero")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable
+from itertools import count
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header
@@ -11,11 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from featurespeed.contract import TERMINAL, Job, Problem
-from featurespeed_service.context import Ctx
-from featurespeed_service.store import Event
+from featurespeed_service.context import Context, Ctx
+from featurespeed_service.store import Event, JobNotFound
 
 POLL_SECONDS = 0.05
 """How often a stream looks for news: half of it is the mean delay of an event."""
+POLLS_PER_LOOK = 20
+"""How often it also looks at the job, which may have been deleted."""
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -28,7 +31,7 @@ def existing_job(context: Ctx, job_id: str) -> Job:
 @router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses={404: {"model": Problem}})
 async def events(
     context: Ctx,
-    job: Annotated[Job, Depends(existing_job)],
+    found: Annotated[Job, Depends(existing_job)],
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> AsyncIterable[ServerSentEvent]:
     """Events ``status`` (a Job), ``progress`` and ``measurement``, from the beginning or after Last-Event-ID.
@@ -36,22 +39,31 @@ async def events(
     The stream ends with the status in which the job ends. A job that is measured again after a crash may tell a
     measurement twice; progress that newer progress has replaced is not told any more.
     """
-    seen = last_event_id
-    while not context.stopping.is_set():
+    seen, job = last_event_id, found
+    for poll in count(1):
         for event in await run_in_threadpool(context.store.events, job.id, seen):
             seen = event.seq
-            yield _sse(event)
-            if event.type == "status" and _is_last(event):
+            yield ServerSentEvent(event=event.type, raw_data=event.data, id=str(event.seq))
+            if _is_end(event):
                 return
-        if job.status in TERMINAL:  # it had ended before, and all is told: tell the end again
+        if job.status in TERMINAL:  # it had ended before, and all was told: tell the end again
             yield ServerSentEvent(event="status", raw_data=job.model_dump_json(), id=str(seen))
             return
         await asyncio.sleep(POLL_SECONDS)
+        if context.stopping.is_set():
+            return
+        if poll % POLLS_PER_LOOK == 0:
+            if (now := await run_in_threadpool(_find, context, job.id)) is None:
+                return
+            job = now
 
 
-def _sse(event: Event) -> ServerSentEvent:
-    return ServerSentEvent(event=event.type, raw_data=event.data, id=str(event.seq))
+def _find(context: Context, job_id: str) -> Job | None:
+    try:
+        return context.store.get(job_id)
+    except JobNotFound:
+        return None
 
 
-def _is_last(event: Event) -> bool:
-    return Job.model_validate_json(event.data).status in TERMINAL
+def _is_end(event: Event) -> bool:
+    return event.type == "status" and Job.model_validate_json(event.data).status in TERMINAL

@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 def submit(
     context: Ctx,
     response: Response,
-    body: Annotated[bytes, Depends(spec_body)],
+    body: Annotated[str, Depends(spec_body)],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Job:
     """Queue a job. The same Idempotency-Key with the same request gives the same job again."""
