@@ -106,7 +106,8 @@ def footer(report: Report) -> Iterator[str]:
     """What concerns the whole network, one line each."""
     if (advice := report.recommendation) is not None:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
-        yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {number(advice.feature_step)} asked"
+        if advice.relative_sensitivity is not None:
+            yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {number(advice.feature_step)} asked"
         yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
         if advice.output_multiplier != 1:
             yield f"output factor    {number(advice.output_multiplier)}"
@@ -114,7 +115,8 @@ def footer(report: Report) -> Iterator[str]:
         first = report.measurements[0]
         residual = max(measured.formula_residual for measured in report.measurements)
         yield f"loss at start    {number(first.loss)}"
-        yield f"formula residual {residual:.1e}"
+        meaning = "" if first.method == "exact" else "   (error in cos of finite differences)"
+        yield f"formula residual {residual:.1e}{meaning}"
     made = report.provenance
     seeds = ", ".join(map(str, made.seeds))
     yield f"made with        seeds {seeds}; {made.dtype} on {made.device}; {made.wall_seconds:.1f} s"
