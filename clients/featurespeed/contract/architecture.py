@@ -156,11 +156,11 @@ class Transformer(Model, BlockChain):
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if self.image is None and (self.vocab_size is None or self.context_length is None):
-            raise ValueError("vocab_size and context_length (tokens), or image (patches), are required")
+            raise ValueError("vocab_size: vocab_size and context_length (tokens), or image (patches), are required")
         if self.image is not None and (self.vocab_size is not None or self.context_length is not None):
-            raise ValueError("image excludes vocab_size and context_length")
+            raise ValueError("image: excludes vocab_size and context_length")
         if self.image is not None and self.output_dim is None:
-            raise ValueError("output_dim is required with image")
+            raise ValueError("output_dim: required with image")
         return self
 
 

@@ -14,6 +14,7 @@ from featurespeed.contract.request import JobRequest
 
 _TAGGED_UNIONS = {"architecture", "data", "optimizer"}
 _UNION_MEMBERS = {"DepthPower", "float", "constrained-float", "literal['balanced']", "dict[str,constrained-float]"}
+_SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
 _OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
 
@@ -49,12 +50,25 @@ def parse_request_json(text: str | bytes) -> JobRequest:
 
 def field_errors(error: ValidationError) -> list[FieldError]:
     """Pydantic's errors as the contract's: union tags left out of the path, a fault named once."""
-    found: dict[str, FieldError] = {}
+    found: dict[str, list[FieldError]] = {}
     for item in error.errors(include_url=False):
         fault = _field_error(item)
-        found.setdefault(fault.field, fault)
-    # of a union (a number or an object), keep what is said of the member that was meant
-    return [f for f in found.values() if not any(other.startswith(f"{f.field}.") for other in found)]
+        # of a union, what is said of the member that was meant comes first: the number that is out of bounds
+        is_bound = item["type"].startswith(("greater_than", "less_than"))
+        faults = found.setdefault(fault.field, [])
+        faults.insert(0 if is_bound else len(faults), fault)
+    # likewise, a fault within an object beats its being no number
+    meant = [faults for field, faults in found.items() if not any(other.startswith(f"{field}.") for other in found)]
+    return [_alternatives(faults) for faults in meant]
+
+
+def _alternatives(faults: list[FieldError]) -> FieldError:
+    """One fault for all: of a union whose members were all of another type, every member."""
+    first = faults[0]
+    if not all(_SHOULD_BE.match(fault.bound) for fault in faults):
+        return first
+    wanted = dict.fromkeys(_SHOULD_BE.sub("", fault.bound) for fault in faults)
+    return first.model_copy(update={"bound": f"Input should be {' or '.join(wanted)}"})
 
 
 def _field_error(item: ErrorDetails) -> FieldError:

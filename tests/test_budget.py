@@ -1,0 +1,126 @@
+"""The closed form counts what is built; the estimate of memory is of the order of what is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from featurespeed.budget import GIB, Budget, check_budget, memory_bytes, parameter_count
+from featurespeed.contract import Architecture, SpecError, parse_request
+from featurespeed_workers.architectures import build
+from tests.architectures.cases import CASES, case_id
+
+MLP = {"family": "mlp", "input_dim": 64, "width": 8, "depth": 4, "output_dim": 10}
+LANGUAGE = {"family": "transformer", "layers": 2, "width": 64, "heads": 2, "vocab_size": 96, "context_length": 64}
+
+
+def spec(architecture: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    data = {"kind": "tokens" if "vocab_size" in architecture else "gaussian"}
+    return {"kind": "measure", "architecture": architecture, "data": data, "loss": "cross_entropy", **changes}
+
+
+@pytest.mark.parametrize("architecture", CASES, ids=case_id)
+def test_the_closed_form_counts_the_parameters_of_the_module(architecture: Architecture) -> None:
+    assert parameter_count(architecture) == sum(p.numel() for p in build(architecture, seed=0).module.parameters())
+
+
+def refusal(document: dict[str, Any], budget: Budget) -> tuple[str, str, str]:
+    with pytest.raises(SpecError) as caught:
+        check_budget(parse_request(document), budget)
+    [error] = caught.value.errors
+    return error.field, error.value, error.bound
+
+
+def test_too_many_parameters() -> None:
+    document = spec({**MLP, "width": 65_536, "depth": 4096})
+    field, value, bound = refusal(document, Budget())
+    assert field == "architecture"
+    assert value == "17,583,600,959,488 parameters"
+    assert bound == "at most 2,000,000,000 parameters"
+
+
+def test_too_large_a_batch_is_told_from_too_large_a_network() -> None:
+    budget = Budget(max_memory_bytes=GIB // 2)
+    batch = spec({**MLP, "width": 512, "depth": 30}, data={"kind": "gaussian", "batch_size": 65_536})
+    field, value, bound = refusal(batch, budget)
+    assert field == "data.batch_size"
+    assert value.startswith("65536: ")
+    assert "GiB" in value
+    assert bound == "at most 512.0 MiB, by estimate"
+    assert refusal(spec({**MLP, "width": 8000}), budget)[0] == "architecture"
+    attention = spec({**LANGUAGE, "context_length": 20_000})
+    assert refusal(attention, budget)[0] == "architecture"  # one example is too long already
+
+
+def test_a_budget_is_inclusive() -> None:
+    request = parse_request(spec(MLP))
+    exact = Budget(max_parameters=parameter_count(request.architecture), max_memory_bytes=memory_bytes(request))
+    check_budget(request, exact)
+    with pytest.raises(SpecError):
+        check_budget(request, Budget(max_memory_bytes=exact.max_memory_bytes - 1))
+    with pytest.raises(SpecError):
+        check_budget(request, Budget(max_parameters=exact.max_parameters - 1))
+
+
+def test_precision_and_optimizer_state_count() -> None:
+    def of(**changes: Any) -> int:
+        return memory_bytes(parse_request(spec({**MLP, "width": 2000}, **changes)))
+
+    def precision(dtype: str) -> int:
+        return of(measurement={"dtype": dtype})
+
+    assert precision("bfloat16") < precision("float32") < precision("float64")
+    plain, momentum = of(optimizer={"name": "sgd"}), of(optimizer={"name": "sgd", "momentum": 0.9})
+    assert plain < momentum < of(optimizer={"name": "adam"})
+
+
+def test_the_budget_loads_no_torch() -> None:
+    code = "import sys, featurespeed.budget; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MEASURE = """
+import json, resource, sys
+from featurespeed.contract import parse_request
+from featurespeed_workers.cells import run_cell
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+large, small = (parse_request(document) for document in json.loads(sys.argv[1]))
+run_cell(small, 0)  # loads every library that a measurement needs
+before = peak()
+run_cell(large, 0)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "batch_size"),
+    [
+        ({**MLP, "width": 2000, "depth": 12}, {}, 8),  # parameters
+        ({**MLP, "width": 1500, "depth": 6}, {"kind": "recommend"}, 8),
+        ({**MLP, "width": 500, "depth": 40}, {}, 1024),  # activations
+        ({**MLP, "family": "resnet", "width": 400, "depth": 40, "norm": "layernorm"}, {}, 1024),
+        ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, {}, 16),
+        ({**LANGUAGE, "context_length": 1024}, {}, 2),  # attention matrices
+    ],
+    ids=["parameters", "recommend", "activations", "resnet", "transformer", "attention"],
+)
+def test_the_estimate_is_within_a_factor_of_three_of_the_peak(
+    architecture: dict[str, Any], changes: dict[str, Any], batch_size: int
+) -> None:
+    small = spec(
+        {**architecture, **({"layers": 1} if "layers" in architecture else {"depth": 2}), "width": 8}, **changes
+    )
+    large = spec(architecture, **changes)
+    for document, size in ((small, 2), (large, batch_size)):
+        document["data"] = {**document["data"], "batch_size": size}
+    arguments = [sys.executable, "-c", MEASURE, json.dumps([large, small])]
+    peak = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+    estimate = memory_bytes(parse_request(large))
+    assert estimate / 3 < peak < estimate * 3, (estimate, peak, estimate / peak)
