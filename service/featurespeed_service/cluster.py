@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 * 2**20
 """Cells and requests are small; the rest of the memory is the workers'."""
 
+DIRECTORY_PREFIX = "featurespeed-ray-"
+ITEMS_PER_POLL = 50
 WARM_UP_SECONDS = 60.0
 CRASHES = (
     ray.exceptions.WorkerCrashedError,
@@ -106,7 +109,7 @@ class Cluster:
             request=request,
             seed=seed,
             dataset=str(dataset.absolute()) if dataset is not None else None,
-            device="cuda" if options["num_gpus"] else None,
+            device="cuda" if options["num_gpus"] else "cpu",
             threads=self._settings.threads,
         )
         task = CellTask(cell_task.options(**options).remote(call))
@@ -119,9 +122,14 @@ class Cluster:
             ray.cancel(task.items, force=force)
 
     def poll(self, seconds: float) -> Iterator[tuple[CellTask, Item | Ended]]:
-        """What the tasks tell; waits up to this long for the first of it. Ended is the last that a task tells."""
+        """What the tasks tell; waits up to this long for the first of it. Ended is the last that a task tells.
+
+        Talkative tasks do not hold the caller up: each is heard a bounded number of times.
+        """
         ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
-        while ready:
+        for _ in range(ITEMS_PER_POLL):
+            if not ready:
+                return
             for items in ready:
                 heard = _hear(items)
                 yield self._tasks[items], heard
@@ -161,19 +169,45 @@ def connect(settings: Settings) -> Iterator[Cluster]:
             ray.shutdown()
         return
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # not below the data directory: the path of a Unix socket has at most 107 characters
-    directory = tempfile.mkdtemp(prefix="featurespeed-ray-", dir="/tmp")
+    with _temporary_directory() as directory:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=settings.cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(directory),
+            )
+            yield Cluster(settings)
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    """A directory for Ray's logs and sockets, removed in the end; those of dispatchers that were killed go too.
+
+    Not below the data directory: the path of a Unix socket has at most 107 characters.
+    """
+    for left in Path("/tmp").glob(f"{DIRECTORY_PREFIX}*"):
+        with suppress(OSError), _locked(left):  # whoever lives holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir="/tmp"))
+    with _locked(directory):
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory; raises OSError if another process does."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        ray.init(
-            address="local",
-            num_cpus=settings.cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=directory,
-        )
-        yield Cluster(settings)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)

@@ -53,8 +53,8 @@ def serve(
     with closing(store):
         try:
             listening = _listen(host, port)
-        except OSError as error:
-            return _refuse(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        except (OSError, OverflowError) as error:
+            return _refuse(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
         with listening:
             _run(settings, create_app(settings, store), listening, host)
     return 0

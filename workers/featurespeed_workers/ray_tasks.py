@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,15 @@ POLL_SECONDS = 0.1
 """How soon a waiting task notices that it is cancelled."""
 
 INVALID_SPEC = "invalid-spec"
+
+TINY = {
+    "kind": "recommend",
+    "architecture": {"family": "mlp", "input_dim": 4, "width": 4, "depth": 3, "output_dim": 2},
+    "data": {"kind": "gaussian", "batch_size": 4},
+    "loss": "mse",
+    "measurement": {"seeds": [0]},
+}
+"""What a worker computes to get warm."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def _compute(call: CellCall, items: queue.SimpleQueue[Item | BaseException | Non
         items.put(error)
 
 
-def _run(call: CellCall, listener: _Listener) -> Item:
+def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
     import torch
 
     torch.set_num_threads(call.threads)  # holds for this thread alone
@@ -126,11 +136,9 @@ class _Listener:
 
 
 def warm_up(engine: str) -> None:
-    """Import what a cell needs, so that the first one does not wait for it."""
-    import torch
-
-    import_module(engine)
-    torch.zeros(1)
+    """Compute a tiny cell: most of a worker's first cell is the time that torch takes to load its parts."""
+    call = CellCall(engine=engine, request=json.dumps(TINY), seed=0, dataset=None, device="cpu", threads=1)
+    _run(call, lambda event: None)
 
 
 cell_task = ray.remote(max_retries=0, num_returns="streaming")(stream_cell)

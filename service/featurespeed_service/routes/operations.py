@@ -68,6 +68,6 @@ def _page() -> str:
 def page() -> Response:
     """The web page."""
     # everything comes from this service: a page that runs no other script cannot be talked into it
-    own = "style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    own = "style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
     policy = f"default-src 'none'; {own}; base-uri 'none'; frame-ancestors 'none'"
     return Response(_page(), headers={"Content-Security-Policy": policy}, media_type="text/html; charset=utf-8")
