@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from httpx_sse import ServerSentEvent
+from typing import TYPE_CHECKING
+
 from pydantic import ValidationError
 
 from featurespeed.contract.base import Model
 from featurespeed.contract.job import TERMINAL, Job, MeasurementEvent, Progress, Status
+
+if TYPE_CHECKING:
+    from httpx_sse import ServerSentEvent  # not at run time: an answer without a server needs no httpx
 
 
 class StatusEvent(Model):

@@ -63,8 +63,8 @@ class LineListener:
         self._tenths = -1
 
     def __call__(self, event: Event) -> None:
-        """Print a line, if a tenth is full."""
-        if isinstance(event, Progress) and int(event.fraction * 10) > self._tenths:
+        """Print a line, if a tenth is full; the first once something is done, so that refusals stand alone."""
+        if isinstance(event, Progress) and event.fraction > 0 and int(event.fraction * 10) > self._tenths:
             self._tenths = int(event.fraction * 10)
             print(f"{event.fraction:4.0%} {described(event)}", file=sys.stderr, flush=True)
 

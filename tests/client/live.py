@@ -48,6 +48,8 @@ class LiveService:
     def confirm_cancel(self) -> None:
         """Take the next job, and end it when it was asked to stop."""
         claim = self.claim()
+        begun = Progress(cells_done=0, cells_total=1, fraction=0.1, message="building")
+        self.store.record(claim.lease, progress=begun)
         end = time.monotonic() + 10
         while self.store.stop_requests([claim.lease]).get(claim.lease) != "cancel":
             assert time.monotonic() < end, "nobody cancelled"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -126,11 +125,6 @@ def run(arguments: list[str]) -> int:
         status = app(arguments, prog_name="featurespeed", standalone_mode=False)
         if status == INTERRUPTED:
             return report(KeyboardInterrupt())
-        sys.stdout.flush()
         return status if isinstance(status, int) else DONE
-    except BrokenPipeError:
-        # the reader has gone, as `| head` does; the devnull is for the interpreter's own flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except (Exception, KeyboardInterrupt) as error:
         return report(error)

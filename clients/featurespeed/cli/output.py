@@ -25,19 +25,27 @@ def check_out(path: Path | None) -> None:
 
 
 def deliver(report: Report, *, as_json: bool, out: Path | None) -> None:
-    """Print the report, and write it to ``out``; the one does not keep the other from happening."""
-    text = report.model_dump_json(indent=2) + "\n"
+    """Print the report, and write it to ``out``; that the one fails does not keep the other from happening."""
+    json = report.model_dump_json(indent=2) + "\n"
     try:
         if as_json:
-            sys.stdout.write(text)
+            print_text(json)
         else:
-            from featurespeed.cli.tables import print_report
+            from featurespeed.cli.tables import rendered
 
-            print_report(report)
-        sys.stdout.flush()
+            print_text(rendered(report))
     finally:
         if out is not None:
-            write_whole(out, text)
+            write_whole(out, json)
+
+
+def print_text(text: str) -> None:
+    """Write to standard output; that its reader has gone, as ``head`` does, is no error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # what is still buffered must not fail again when the interpreter flushes at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_whole(path: Path, text: str) -> None:

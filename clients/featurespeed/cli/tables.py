@@ -22,20 +22,22 @@ PLAIN_WIDTH = 200
 """Columns of the output where there is no terminal: nothing is cut."""
 
 
-def print_report(report: Report) -> None:
-    """Print a report to standard output."""
+def rendered(report: Report) -> str:
+    """A report as text for standard output, with colours if that is a terminal."""
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, emoji=False, width=PLAIN_WIDTH)
     first = report.measurements[0] if report.measurements else None
-    if report.recommendation is not None:
-        console.print(recommendation_table(report.recommendation, first))
-    elif first is not None:
-        console.print(measurement_table(first))
-    if len(report.measurements) > 1:
-        console.print(training_table(report.measurements))
-    for line in footer(report):
-        console.print(Text(line), soft_wrap=True)
+    with console.capture() as text:
+        if report.recommendation is not None:
+            console.print(recommendation_table(report.recommendation, first))
+        elif first is not None:
+            console.print(measurement_table(first))
+        if len(report.measurements) > 1:
+            console.print(training_table(report.measurements))
+        for line in footer(report):
+            console.print(Text(line), soft_wrap=True)
+    return text.get()
 
 
 def recommendation_table(recommendation: Recommendation, measured: Measurement | None) -> Table:

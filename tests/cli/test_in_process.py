@@ -1,0 +1,82 @@
+"""The command without a server: the engine in its own process."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from featurespeed.contract import Report
+from tests.cli.command import ENVIRONMENT, refused, run, start
+from tests.client.reports import SPEC_WITHOUT_KIND
+
+
+def test_measure_and_the_same_numbers_again(spec: Path) -> None:
+    first, second = (run("measure", spec, "--json", "--seeds", "0,5") for _ in range(2))
+    assert first.returncode == 0
+    reports = [Report.model_validate_json(done.stdout) for done in (first, second)]
+    assert reports[0].measurements == reports[1].measurements
+    assert [layer.name for layer in reports[0].measurements[0].layers] == ["input", "hidden_2", "output"]
+    assert reports[0].provenance.seeds == (0, 5)
+    assert "seeds" in first.stderr
+
+
+def test_table_of_a_training_run(spec: Path) -> None:
+    done = run("measure", spec, "--steps", "10")
+    assert done.returncode == 0
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows if row and row[0] in ("input", "hidden_2", "output")] == [
+        "input",
+        "hidden_2",
+        "output",
+    ]
+    assert {"0", "10"} <= {row[0] for row in rows if row}
+
+
+def test_dataset_beside_the_specification(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tensors = {"inputs": random.normal(size=(8, 4)), "targets": random.normal(size=(8, 2))}
+    save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, tmp_path / "set.safetensors")
+    document = {**SPEC_WITHOUT_KIND, "data": {"kind": "dataset", "batch_size": 4, "path": "set.safetensors"}}
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    assert run("measure", tmp_path / "spec.json").returncode == 0
+    (tmp_path / "set.safetensors").write_bytes(b"none")
+    assert "error: data" in refused(run("measure", tmp_path / "spec.json"))
+
+
+def test_a_network_that_cannot_be_measured(tmp_path: Path) -> None:
+    document = {**SPEC_WITHOUT_KIND, "initialization": {"input": 1e6, "hidden": 1e6, "output": 1e6}}
+    document["architecture"] = {**document["architecture"], "depth": 40}
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    done = run("measure", tmp_path / "spec.json")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "not finite" in done.stderr.splitlines()[-1]
+
+
+def test_neither_ray_nor_the_service_is_loaded(spec: Path) -> None:
+    code = """
+import sys
+from featurespeed.cli import main
+try:
+    main()
+finally:
+    print([m for m in ("ray", "fastapi", "sqlalchemy", "sklearn", "httpx") if m in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "measure", spec], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c(spec: Path) -> None:
+    process = start("measure", spec, "--steps", "100000", stdout=subprocess.PIPE)
+    assert process.stderr is not None
+    assert "seeds" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted"
