@@ -95,7 +95,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same client for asyncio and trio: see :class:`Client`, whose methods are awaited here."""
+    """The same client for asyncio: see :class:`Client`, whose methods are awaited here."""
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ class BlockingConnection:
 
 
 class AwaitingConnection:
-    """A Connection under asyncio or trio."""
+    """A Connection under asyncio."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http

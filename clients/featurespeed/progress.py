@@ -31,7 +31,7 @@ def progress_on_terminal(on_event: OnEvent | None) -> Iterator[OnEvent | None]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

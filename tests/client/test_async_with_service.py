@@ -14,12 +14,12 @@ from tests.client.live import LiveService, meanwhile
 from tests.client.reports import SPEC, report
 
 
-def run(service: LiveService, test: Callable[[AsyncClient], Awaitable[None]], backend: str = "asyncio") -> None:
+def run(service: LiveService, test: Callable[[AsyncClient], Awaitable[None]]) -> None:
     async def main() -> None:
         async with AsyncClient(service.url) as client:
             await test(client)
 
-    anyio.run(main, backend=backend)
+    asyncio.run(main())
 
 
 def test_recommend(service: LiveService) -> None:
