@@ -82,7 +82,8 @@ class UpdateRule:
     def _adam(self, gradient: Tensor, state: State) -> Tensor:
         beta1, beta2 = self.betas
         if not state:  # bias correction cancels (1-β) on the first step
-            return gradient / gradient.abs().add_(self.eps)
+            denominator = gradient.abs().add_(self.eps)
+            return torch.div(gradient, denominator, out=denominator)
         step = int(state["step"]) + 1
         first = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
         second = (state["exp_avg_sq"] * beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -77,6 +78,13 @@ def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates:
     Nothing that belongs to the user changes: module, gradients, optimizer state, global random state.
     An operator without a forward-mode rule is measured by finite difference instead; ``method`` in the result says so.
     """
+    try:
+        return _measure(setting, parameters, batch, rates)
+    except NotImplementedError:
+        return _measure(replace(setting, method="finite_difference"), parameters, batch, rates)
+
+
+def _measure(setting: Setting, parameters: Parameters, batch: Batch, rates: Rates) -> StateMeasurement:
     device = next(iter(parameters.values())).device
     with same_randomness(device) as rewind:
         captured = capture(setting.network, parameters, batch, setting.loss_function)
@@ -84,20 +92,42 @@ def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates:
             name: setting.rule(name).direction(parameters[name].detach(), gradient, setting.state(name))
             for name, gradient in captured.gradients.items()
         }
-        units = _unit_contributions(setting.network, captured, directions)
+        norms = {name: norm(gradient) for name, gradient in captured.gradients.items()}
+        units = _unit_contributions(setting.network, captured, directions, norms)
         etas = _rates(setting.network, captured, units, rates)
-        tangents = _tangents(setting.network, directions, etas)
-        del directions
+        shared = _shared_storage([*captured.features, *captured.backward, *captured.gradients.values()])
+        moves = {
+            name: velocity.Move(eta, directions[name], spare=_storage(directions[name]) not in shared)
+            for block, eta in zip(setting.network.blocks, etas, strict=True)
+            for name in block.parameters
+            if name in directions and eta != 0
+        }
         rewind()
-        return _speeds(setting, parameters, batch, captured, tangents, etas, units)
+        speeds = _speeds(setting, parameters, batch, captured, moves)
+    return _combine(setting.network, captured, norms, speeds, etas, units, setting.method)
 
 
-def _unit_contributions(network: Network, captured: Capture, directions: Mapping[str, Tensor]) -> list[float]:
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _shared_storage(tensors: Sequence[Tensor]) -> set[int]:
+    """The memory that several of the tensors use, or of which a tensor is a view: autograd returns such gradients."""
+    uses = Counter(_storage(t) for t in tensors)
+    views = {_storage(t) for t in tensors if t.untyped_storage().nbytes() != t.numel() * t.element_size()}
+    return views | {storage for storage, count in uses.items() if count > 1}
+
+
+def _unit_contributions(
+    network: Network, captured: Capture, directions: Mapping[str, Tensor], norms: Mapping[str, float]
+) -> list[float]:
     """⟨∇_l, u_l⟩ of every block: its contribution to the loss decay per unit of learning rate."""
-    return [
-        sum(inner(captured.gradients[name], directions[name]) for name in block.parameters if name in directions)
-        for block in network.blocks
-    ]
+
+    def contribution(name: str) -> float:
+        gradient, direction = captured.gradients[name], directions[name]
+        return norms[name] ** 2 if direction is gradient else inner(gradient, direction)
+
+    return [sum(contribution(name) for name in block.parameters if name in directions) for block in network.blocks]
 
 
 def _rates(network: Network, captured: Capture, units: list[float], rates: Rates) -> list[float]:
@@ -117,46 +147,27 @@ def _rates(network: Network, captured: Capture, units: list[float], rates: Rates
     return etas
 
 
-def _tangents(network: Network, directions: Mapping[str, Tensor], etas: list[float]) -> dict[str, Tensor]:
-    """ẇ by parameter name, −η_l u_l; a block at rate 0 does not move."""
-    return {
-        name: directions[name] * -eta
-        for block, eta in zip(network.blocks, etas, strict=True)
-        for name in block.parameters
-        if name in directions and eta != 0
-    }
-
-
 def _speeds(
-    setting: Setting,
-    parameters: Parameters,
-    batch: Batch,
-    captured: Capture,
-    tangents: dict[str, Tensor],
-    etas: list[float],
-    units: list[float],
-) -> StateMeasurement:
-    """The pass for ḟ, and the formula's two sides put together. Only scalars of ḟ are kept."""
+    setting: Setting, parameters: Parameters, batch: Batch, captured: Capture, moves: velocity.Moves
+) -> dict[int, tuple[float, float]]:
+    """‖ḟ_l‖_2 and ⟨b_l, ḟ_l⟩ by block index; ḟ itself is not kept."""
     found: dict[int, tuple[float, float]] = {}
 
-    def visit(i: int, speed: Tensor | None) -> None:
-        found[i] = (0.0, 0.0) if speed is None else (norm(speed), inner(captured.backward[i], speed))
+    def visit(i: int, x: Tensor | None, factor: float) -> None:
+        found[i] = (0.0, 0.0) if x is None else (factor * norm(x), factor * inner(captured.backward[i], x))
 
-    network, method = setting.network, setting.method
-    if method == "exact":
-        try:
-            velocity.exact(network, parameters, tangents, batch, captured, visit)
-        except NotImplementedError:
-            method = "finite_difference"
-    if method == "finite_difference":
-        velocity.finite_difference(network, parameters, tangents, batch, captured, visit)
-    return _combine(network, captured, found, etas, units, method)
+    if setting.method == "exact":
+        velocity.exact(setting.network, parameters, moves, batch, captured, visit)
+    else:
+        velocity.finite_difference(setting.network, parameters, moves, batch, captured, visit)
+    return found
 
 
 def _combine(
     network: Network,
     captured: Capture,
-    found: Mapping[int, tuple[float, float]],
+    gradient_norms: Mapping[str, float],
+    speeds: Mapping[int, tuple[float, float]],
     etas: list[float],
     units: list[float],
     method: Method,
@@ -165,7 +176,7 @@ def _combine(
     for i, block in enumerate(network.blocks):
         contribution = etas[i] * units[i]
         decay += contribution
-        speed, product = found[i]
+        speed, product = speeds[i]
         size, backward = captured.features[i].numel(), norm(captured.backward[i])
         if not math.isfinite(speed + backward + decay):
             raise MeasurementError("not-finite", f"the backward pass or velocity of block {block.name!r} is not finite")
@@ -182,9 +193,7 @@ def _combine(
                 backward_rms=formula.rms(backward, size),
                 sensitivity=formula.sensitivity(speed, size, decay),
                 contribution=contribution,
-                gradient_norm=math.hypot(
-                    *(norm(captured.gradients[n]) for n in block.parameters if n in captured.gradients)
-                ),
+                gradient_norm=math.hypot(*(gradient_norms[n] for n in block.parameters if n in gradient_norms)),
             )
         )
     return StateMeasurement(captured.loss, decay, worst, tuple(layers), tuple(etas), tuple(units), method)

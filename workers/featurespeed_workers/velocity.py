@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.autograd.forward_ad as fwad
@@ -18,23 +19,39 @@ from featurespeed_workers.capture import Batch, Capture, Parameters, call, cut_n
 from featurespeed_workers.linears import ReusedLinears
 from featurespeed_workers.network import Network
 
-Tangents = Parameters
-"""ẇ by parameter name; a parameter without an entry does not move."""
-Visit = Callable[[int, Tensor | None], None]
-"""Is given the index of a block and ḟ there, ``None`` if the feature does not move."""
+
+@dataclass(frozen=True)
+class Move:
+    """How one parameter moves: ẇ = −η u."""
+
+    rate: float
+    direction: Tensor
+    spare: bool
+    """Whether nobody else needs the direction, so that it may be overwritten: fresh memory is what costs."""
+
+    def times(self, factor: float) -> Tensor:
+        """factor · ẇ."""
+        scale = -self.rate * factor
+        return self.direction.mul_(scale) if self.spare else self.direction * scale
+
+
+Moves = Mapping[str, Move]
+"""By parameter name; a parameter without an entry does not move."""
+Visit = Callable[[int, Tensor | None, float], None]
+"""Is given the index i of a block, a tensor x (``None`` if the feature does not move) and a factor a: ḟ_i = a x."""
 
 
 def exact(
-    network: Network, parameters: Parameters, tangents: Tangents, batch: Batch, captured: Capture, visit: Visit
+    network: Network, parameters: Parameters, moves: Moves, batch: Batch, captured: Capture, visit: Visit
 ) -> None:
     """Visit ḟ_l in forward order. Raises NotImplementedError for an operator without a forward-mode rule."""
 
     def unpack(i: int, feature: Tensor) -> None:
-        visit(i, fwad.unpack_dual(feature).tangent)  # type: ignore[no-untyped-call]
+        visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
 
     with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedLinears(captured.linears):
         duals = {
-            name: fwad.make_dual(p.detach(), tangents[name]) if name in tangents else p.detach()  # type: ignore[no-untyped-call]
+            name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
         }
         call(network, duals, batch[0])
@@ -53,21 +70,20 @@ def _forward_mode_kernels() -> Iterator[None]:
 
 
 def finite_difference(
-    network: Network, parameters: Parameters, tangents: Tangents, batch: Batch, captured: Capture, visit: Visit
+    network: Network, parameters: Parameters, moves: Moves, batch: Batch, captured: Capture, visit: Visit
 ) -> None:
     """Visit the forward difference of f_l along ẇ, in forward order.
 
     The step h moves the parameters by sqrt(ε) of their own norm, where rounding and truncation are of the same order.
     """
-    moved = [parameters[name] for name in tangents]
-    size = math.sqrt(sum(norm(p) ** 2 for p in moved))
-    speed = math.sqrt(sum(norm(t) ** 2 for t in tangents.values()))
+    moved = [parameters[name] for name in moves]
+    size = math.hypot(*(norm(p) for p in moved))
+    speed = math.hypot(*(move.rate * norm(move.direction) for move in moves.values()))
     h = math.sqrt(torch.finfo(moved[0].dtype).eps) * (size or 1.0) / speed if speed else 1.0
     stepped = {
-        name: torch.add(p.detach(), tangents[name], alpha=h) if name in tangents else p.detach()
-        for name, p in parameters.items()
+        name: moves[name].times(h).add_(p.detach()) if name in moves else p.detach() for name, p in parameters.items()
     }
-    with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, (f - captured.features[i]) / h)):
+    with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, f - captured.features[i], 1 / h)):
         call(network, stepped, batch[0])
 
 
@@ -77,7 +93,7 @@ def norm(x: Tensor) -> float:
 
 
 def inner(x: Tensor, y: Tensor) -> float:
-    """⟨x, y⟩, products in at least float32, summed in float64."""
+    """⟨x, y⟩ over all coordinates, accumulated in at least float32."""
     if x.dtype in (torch.bfloat16, torch.float16):
         x, y = x.float(), y.float()
-    return float((x * y).sum(dtype=torch.float64))
+    return float(torch.dot(x.reshape(-1), y.reshape(-1)))

@@ -1,0 +1,96 @@
+"""Speed and memory of the measurement, as ratios to a plain training step in the same process (``make bench``)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurespeed.contract import parse_request
+from featurespeed_workers.architectures import build
+from featurespeed_workers.data import load
+from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.losses import loss_function
+from featurespeed_workers.measurement import Method, Setting, measure_state
+
+NETS: dict[str, dict[str, Any]] = {
+    "ResNet 24 × 512, batch 256": {
+        "architecture": {"family": "resnet", "input_dim": 512, "width": 512, "depth": 24, "output_dim": 10},
+        "data": {"kind": "gaussian", "batch_size": 256},
+    },
+    "transformer 6 × 192, T = 64, batch 16": {
+        "architecture": {
+            "family": "transformer", "layers": 6, "width": 192, "heads": 6, "vocab_size": 256, "context_length": 64
+        },
+        "data": {"kind": "tokens", "batch_size": 16},
+    },
+    "MLP 12 × 512, batch 256": {
+        "architecture": {"family": "mlp", "input_dim": 512, "width": 512, "depth": 12, "output_dim": 10},
+        "data": {"kind": "gaussian", "batch_size": 256},
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network ready to be trained for a step, or measured."""
+
+    step: Callable[[], None]
+    measure: Callable[[Method], None]
+
+
+def workload(spec: dict[str, Any], optimizer: str = "adamw", device: str = "cpu", dtype: str = "float32") -> Workload:
+    """The plain step is zero_grad, forward and backward (no optimizer step), as a user writes it."""
+    optimizer_spec = {"name": optimizer}
+    request = parse_request({"kind": "measure", "loss": "cross_entropy", "optimizer": optimizer_spec, **spec})
+    where, precision = torch.device(device), getattr(torch, dtype)
+    network = build(request.architecture, seed=0)
+    module = network.module.to(device=where, dtype=precision)
+    batch: tuple[Tensor, Tensor] = load(request, dataset=None, dtype=precision, device=where).batch(0, 0)
+    loss, rule = loss_function("cross_entropy"), UpdateRule.from_contract(request.optimizer)
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
+
+    def synchronize() -> None:
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+
+    def step() -> None:
+        module.zero_grad()
+        torch.autograd.backward(loss(module(batch[0]), batch[1]))
+        synchronize()
+
+    def measure(method: Method) -> None:
+        setting = Setting(network, loss, lambda name: rule, method=method)
+        measure_state(setting, parameters, batch, "balanced")
+        synchronize()
+
+    return Workload(step, measure)
+
+
+def medians(actions: list[Callable[[], None]], rounds: int) -> list[float]:
+    """Median seconds of each action; the actions take turns, so that a busy machine slows all of them alike."""
+    for action in actions:
+        action()
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(rounds):
+        for action, own in zip(actions, times, strict=True):
+            began = time.perf_counter()
+            action()
+            own.append(time.perf_counter() - began)
+    return [statistics.median(own) for own in times]
+
+
+def speed_ratios(rounds: int = 15, optimizer: str = "adamw") -> dict[str, dict[str, float]]:
+    """Exact and finite-difference measurement of all layers ÷ one plain training step, for every net."""
+    ratios = {}
+    for name, spec in NETS.items():
+        work = workload(spec, optimizer)
+        actions = [work.step, lambda w=work: w.measure("exact"), lambda w=work: w.measure("finite_difference")]
+        step, exact, difference = medians(actions, rounds)
+        ratios[name] = {"step ms": 1e3 * step, "exact": exact / step, "finite difference": difference / step}
+    return ratios
