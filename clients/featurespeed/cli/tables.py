@@ -133,12 +133,14 @@ def number(value: float | None) -> str:
 
 def factor(statistic: GeometricStatistic) -> str:
     """A geometric standard deviation."""
-    return f"×÷{statistic.factor_sd:.3g}"
+    return f"×÷{statistic.factor_sd:.3g}" if len(statistic.values) > 1 else "–"  # one seed has no spread
 
 
 def spread(statistic: Statistic) -> str:
-    """Mean and standard deviation over seeds."""
-    return "–" if statistic.mean is None or statistic.sd is None else f"{statistic.mean:.3f} ± {statistic.sd:.3f}"
+    """Mean and, over more than one seed, standard deviation."""
+    if statistic.mean is None or statistic.sd is None:
+        return "–"
+    return f"{statistic.mean:.3f} ± {statistic.sd:.3f}" if len(statistic.values) > 1 else f"{statistic.mean:.3f}"
 
 
 def share(part: float | None, total: float) -> str:
