@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.linears import RecordedLinears
 from featurespeed_workers.network import Network
+from featurespeed_workers.reuse import RecordedOutputs
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -33,8 +33,8 @@ class Capture:
     backward: list[Tensor]
     gradients: dict[str, Tensor]
     """∇L by parameter name, for the parameters that train; zero where the loss does not depend on one."""
-    linears: list[Tensor]
-    """Outputs of all linear maps in the order of their calls: a second pass need not multiply again."""
+    outputs: list[Tensor]
+    """Outputs of linear maps and attention in the order of the calls: a second pass need not compute them again."""
 
 
 def call(network: Network, parameters: Parameters, inputs: Any) -> Any:
@@ -58,7 +58,7 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
         features.append(output if output.requires_grad else output.requires_grad_())
         versions.append(output._version)
 
-    with torch.enable_grad(), cut_nodes(network, keep), RecordedLinears() as recorded:
+    with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
         loss = loss_function(call(network, leaves, inputs), targets)
     _check_features(network, features, versions, loss)
     wanted = [*features, *trained.values()]

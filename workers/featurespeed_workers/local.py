@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from featurespeed.contract import JobRequest, MeasurementEvent, Progress, Report
 from featurespeed_workers.cells import CellProgress, assemble, run_cell
@@ -18,11 +22,19 @@ def answer(
     dataset: Path | None = None,
     listener: Listener = lambda event: None,
     device: str | None = None,
+    threads: int | None = None,
 ) -> Report:
     """Run the seeds one after another and assemble the report; ``dataset`` is the file of data kind ``dataset``.
 
-    Raises MeasurementError if the network cannot be measured, SpecError if the dataset does not fit.
+    ``threads`` of torch on the CPU: as FEATURESPEED_THREADS says, else as torch chooses; their number is part of what
+    makes results repeat to the last bit. Raises MeasurementError if the network cannot be measured, SpecError if the
+    dataset does not fit.
     """
+    with _threads(threads):
+        return _answer(request, dataset, listener, device)
+
+
+def _answer(request: JobRequest, dataset: Path | None, listener: Listener, device: str | None) -> Report:
     began, total, cells = time.perf_counter(), len(request.measurement.seeds), []
     for done, seed in enumerate(request.measurement.seeds):
 
@@ -37,3 +49,13 @@ def answer(
         cells.append(run_cell(request, seed, dataset=dataset, listener=forward, device=device))
     listener(Progress(cells_done=total, cells_total=total, fraction=1.0, message="done"))
     return assemble(request, cells, wall_seconds=time.perf_counter() - began)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or int(os.environ.get("FEATURESPEED_THREADS", before)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

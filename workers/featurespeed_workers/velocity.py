@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featurespeed_workers.capture import Batch, Capture, Parameters, call, cut_nodes
-from featurespeed_workers.linears import ReusedLinears
 from featurespeed_workers.network import Network
+from featurespeed_workers.reuse import ReusedOutputs
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def exact(
     def unpack(i: int, feature: Tensor) -> None:
         visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
 
-    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedLinears(captured.linears):
+    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.outputs):
         duals = {
             name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()

@@ -1,0 +1,47 @@
+# Every target sets up what it needs; nothing but Python >= 3.11 has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test lint types unit bench paper clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: $(INSTALLED)  ## make .venv with the pinned dependencies
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## start the service, ask it for examples/transformer.yaml, print the answer, stop
+	$(BIN)/python examples/make_characters.py
+	$(BIN)/python examples/demo.py
+
+serve: install  ## run the service until Ctrl-C
+	@exec $(BIN)/featurespeed serve
+
+test: lint types unit  ## everything that CI checks
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+unit: install
+	$(BIN)/python -m pytest
+
+bench: install  ## speed and memory, as ratios from one run; appends to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+paper: install  ## the paper's figures, through the engine, into docs/paper/
+	$(BIN)/python -m benchmarks.paper
+
+clean:  ## remove the virtual environment and what the demo made
+	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,127 @@
+"""Linear maps and attention: recorded in the first pass, so that the forward-mode pass computes tangents alone.
+
+Of ``y = x Wᵀ + c`` forward mode needs ``ẏ = ẋ Wᵀ + x Ẇᵀ + ċ``, two products; recomputing y would be a third. Fused
+attention has no forward-mode rule in torch, and its unfused form takes a slow path through Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class RecordedOutputs(TorchFunctionMode):
+    """Within this context, keep the outputs of linear maps and attention, in the order of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``; record its output if it is one of ours."""
+        output = func(*args, **(kwargs or {}))
+        if func in _TANGENTS:
+            self.outputs.append(output.detach())
+        return output
+
+
+class ReusedOutputs(TorchFunctionMode):
+    """Within this context, those outputs are taken from an earlier pass of the same network on the same batch."""
+
+    def __init__(self, outputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._outputs: Iterator[Tensor] = iter(outputs)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, or compute the tangent of its known output alone."""
+        given = kwargs or {}
+        if func not in _TANGENTS:
+            return func(*args, **given)
+        output = next(self._outputs)
+        tangent = _TANGENTS[func](*args, **given)
+        if tangent is NotImplemented:
+            return func(*args, **given)
+        return output if tangent is None else fwad.make_dual(output, tangent.reshape(output.shape))  # type: ignore[no-untyped-call]
+
+
+def _linear_tangent(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """ẋ Wᵀ + x Ẇᵀ + ċ with the leading axes of x flattened; ``None`` if nothing moves."""
+    x, x_dot = _unpack(input)
+    w, w_dot = _unpack(weight)
+    bias_dot = _unpack(bias)[1] if bias is not None else None
+    flat = x.reshape(-1, x.shape[-1])
+    tangent = None if x_dot is None else x_dot.reshape(flat.shape) @ w.t()
+    if w_dot is not None:
+        tangent = flat @ w_dot.t() if tangent is None else tangent.addmm_(flat, w_dot.t())
+    if bias_dot is not None:
+        tangent = bias_dot.repeat(flat.shape[0], 1) if tangent is None else tangent.add_(bias_dot)
+    return tangent
+
+
+def _attention_tangent(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Ṗ V + P V̇ with P = softmax(S), S = c Q Kᵀ + mask, Ṗ = P ∘ (Ṡ − Σ P ∘ Ṡ).
+
+    (…, positions, head width); ``None`` if nothing moves, NotImplemented for an attention of another kind.
+    """
+    (q, q_dot), (k, k_dot), (v, v_dot) = _unpack(query), _unpack(key), _unpack(value)
+    moving_mask = attn_mask is not None and _unpack(attn_mask)[1] is not None
+    if dropout_p or enable_gqa or moving_mask:
+        return NotImplemented
+    if q_dot is None and k_dot is None and v_dot is None:
+        return None
+    c = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    weights = _attention_weights(q, k, attn_mask, is_causal, c)
+    tangent = torch.zeros((), dtype=q.dtype, device=q.device) if v_dot is None else weights @ v_dot
+    scores_dot = _product_tangent(q, q_dot, k, k_dot)
+    if scores_dot is not None:
+        weighted = weights * scores_dot.mul_(c)
+        weights_dot = weighted.sub_(weights * weighted.sum(-1, keepdim=True))
+        tangent = tangent + weights_dot @ v
+    return tangent
+
+
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores.masked_fill_(~visible, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
+
+
+def _product_tangent(q: Tensor, q_dot: Tensor | None, k: Tensor, k_dot: Tensor | None) -> Tensor | None:
+    parts = [] if q_dot is None else [q_dot @ k.transpose(-2, -1)]
+    parts += [] if k_dot is None else [q @ k_dot.transpose(-2, -1)]
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    primal, tangent = fwad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return primal, tangent
+
+
+_TANGENTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: _linear_tangent,
+    F.scaled_dot_product_attention: _attention_tangent,
+}
