@@ -1,11 +1,15 @@
-"""Speed and memory of the measurement, as ratios to a plain training step in the same process (``make bench``)."""
+"""Speed of the measurement, as ratios to a plain training step in the same process (``make bench``).
+
+Times are CPU times with one torch thread: on a machine that others use too, they repeat where wall times do not.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,24 +77,35 @@ def workload(spec: dict[str, Any], optimizer: str = "adamw", device: str = "cpu"
 
 
 def medians(actions: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each action; the actions take turns, so that a busy machine slows all of them alike."""
+    """Median CPU seconds of each action; the actions take turns, so that a busy machine slows all of them alike."""
     for action in actions:
         action()
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds):
         for action, own in zip(actions, times, strict=True):
-            began = time.perf_counter()
+            began = time.process_time()
             action()
-            own.append(time.perf_counter() - began)
+            own.append(time.process_time() - began)
     return [statistics.median(own) for own in times]
 
 
-def speed_ratios(rounds: int = 15, optimizer: str = "adamw") -> dict[str, dict[str, float]]:
-    """Exact and finite-difference measurement of all layers ÷ one plain training step, for every net."""
-    ratios = {}
+def speed_ratios(optimizer: str, rounds: int = 9) -> Iterator[tuple[str, float, float, float]]:
+    """Per net: its name, milliseconds of a plain step, and exact and finite-difference measurement ÷ that step."""
     for name, spec in NETS.items():
         work = workload(spec, optimizer)
-        actions = [work.step, lambda w=work: w.measure("exact"), lambda w=work: w.measure("finite_difference")]
+        actions = [work.step, partial(work.measure, "exact"), partial(work.measure, "finite_difference")]
         step, exact, difference = medians(actions, rounds)
-        ratios[name] = {"step ms": 1e3 * step, "exact": exact / step, "finite difference": difference / step}
-    return ratios
+        yield name, 1e3 * step, exact / step, difference / step
+
+
+def cost_per_layer(depths: Sequence[int] = (16, 32, 64, 128, 256, 512), rounds: int = 5) -> dict[int, float]:
+    """CPU milliseconds of an exact measurement ÷ depth, for ResNets of width 128 at batch 128."""
+    costs = {}
+    for depth in depths:
+        spec = {
+            "architecture": {"family": "resnet", "input_dim": 128, "width": 128, "depth": depth, "output_dim": 10},
+            "data": {"kind": "gaussian", "batch_size": 128},
+        }
+        [seconds] = medians([partial(workload(spec, "sgd").measure, "exact")], rounds)
+        costs[depth] = 1e3 * seconds / depth
+    return costs

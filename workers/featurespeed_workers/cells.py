@@ -25,7 +25,7 @@ from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, m
 from featurespeed_workers.network import Network
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.rules.scaling import BlockScaling
-from featurespeed_workers.rules.table import PYTORCH_LEARNING_RATE, table1_of
+from featurespeed_workers.rules.table import closed_form, table1_of
 from featurespeed_workers.seeds import Cell, Checkpoint, device_name, seed_scaling
 from featurespeed_workers.training import Run, Schedule, train
 
@@ -123,13 +123,7 @@ def _scaling(request: JobRequest, setting: Setting, batch: Callable[[int], Batch
             feature_step=request.scaling.feature_step,
             report=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
-    trained = [b for b in network.blocks if not is_selected(b.name, request.frozen)]
-    if request.rule == "pytorch_default":
-        rates, master = {b.name: 1.0 for b in trained}, PYTORCH_LEARNING_RATE
-    else:
-        table = table1_of(request).rate
-        rates, master = {b.name: lookup(b.name, table) or 0.0 for b in trained}, 1.0
-    return BlockScaling(parameters, {b.name: rates.get(b.name, 0.0) for b in network.blocks}, master, None)
+    return closed_form(request, network, parameters)
 
 
 def _explicit(request: JobRequest, network: Network, parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

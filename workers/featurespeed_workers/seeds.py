@@ -80,7 +80,7 @@ def seed_scaling(network: Network, scaling: BlockScaling) -> SeedScaling:
         for block in network.blocks
         for name in block.parameters
         for p in [scaling.parameters[name].detach()]
-        for mean, std in [_mean_and_std(p)]
+        for mean, std in [_mean_and_std(p, scaling.stds.get(block.name))]
     ]
     return SeedScaling(
         blocks=tuple(b.name for b in network.blocks),
@@ -92,8 +92,10 @@ def seed_scaling(network: Network, scaling: BlockScaling) -> SeedScaling:
     )
 
 
-def _mean_and_std(p: torch.Tensor) -> tuple[float, float]:
+def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
     """(value, 0) for a constant tensor (zero biases, unit gains), else (0, rms): weights are drawn about zero."""
+    if given is not None and p.ndim > 1:
+        return 0.0, given
     first = float(p.flatten()[0])
     return (first, 0.0) if bool((p == first).all()) else (0.0, norm(p) / math.sqrt(p.numel()))
 

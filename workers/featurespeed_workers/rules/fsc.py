@@ -21,6 +21,11 @@ from featurespeed_workers.rules.scaling import BlockScaling
 MAX_ROUNDS = 24
 LARGEST_STEP = math.log(64.0)
 """Most by which one round may change the logarithm of the output scale."""
+FIRST_SCALE = 1 / 64
+"""The search starts with an output near 0, where b_L does not depend on the scale and τ is inverse to it.
+
+Under mse a scale at which f_L meets its targets has the smallest b_L, hence the largest τ: from beyond that scale the
+search would find a second, useless solution."""
 Report = Callable[[float, str], None]
 
 
@@ -84,7 +89,7 @@ def _output_scale(
     target lies between two trials, a step that leaves that interval is replaced by its geometric middle.
     """
     trials: list[_Trial] = []
-    scale = 1.0
+    scale = FIRST_SCALE
     for round_ in range(MAX_ROUNDS):
         report(0.2 + 0.7 * round_ / MAX_ROUNDS, f"output scale, round {round_ + 1}")
         try:

@@ -21,3 +21,5 @@ class BlockScaling:
     relative_sensitivity: float | None
     notes: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    stds: dict[str, float] = field(default_factory=dict)
+    """Std of the matrices by block name where a closed form gives it; else it is that of the parameters."""

@@ -1,0 +1,109 @@
+"""Four ways in, one engine: the same numbers for the same seeds, to the last bit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from featurespeed import AsyncClient, Client
+from featurespeed.contract import Report, parse_request
+from featurespeed_workers import measure, recommend
+from featurespeed_workers.architectures import base_initialize, build
+from featurespeed_workers.data import load
+from tests.service.service_process import ServiceProcess
+
+SEEDS = (4, 0)
+SPECS: dict[str, dict[str, Any]] = {
+    "recommend": {
+        "kind": "recommend",
+        "architecture": {
+            "family": "resnet", "input_dim": 64, "width": 32, "depth": 6, "output_dim": 10, "norm": "layernorm"
+        },
+        "data": {"kind": "digits", "batch_size": 32},
+        "loss": "cross_entropy",
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "measurement": {"seeds": list(SEEDS)},
+    },
+    "measure": {
+        "kind": "measure",
+        "architecture": {
+            "family": "transformer", "layers": 2, "width": 16, "heads": 2, "vocab_size": 20, "context_length": 8
+        },
+        "data": {"kind": "tokens", "batch_size": 4},
+        "loss": "cross_entropy",
+        "measurement": {"seeds": list(SEEDS)},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Workers of the service compute with one thread; so must everybody who is compared with them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with ServiceProcess(tmp_path_factory.mktemp("service"), engine="featurespeed_workers.cells") as service:
+        service.wait_ready()
+        yield str(service.http.base_url)
+
+
+def command_line(spec: dict[str, Any], *arguments: str) -> Report:
+    done = subprocess.run(
+        [sys.executable, "-m", "featurespeed", spec["kind"], "-", "--json", *arguments],
+        input=json.dumps(spec), text=True, capture_output=True, check=True, timeout=120,
+        env={**os.environ, "FEATURESPEED_THREADS": "1"},
+    )  # fmt: skip
+    return Report.model_validate_json(done.stdout)
+
+
+def in_python(spec: dict[str, Any]) -> Report:
+    """The engine on models built by hand, as on a module of the user's own."""
+    request = parse_request(spec)
+    source = load(request, dataset=None, dtype=torch.float32, device=torch.device("cpu"))
+
+    def model(seed: int):
+        network = build(request.architecture, seed=seed)
+        if request.kind == "recommend":
+            base_initialize(network, request.architecture, seed=seed)
+        return network
+
+    ask = {"measure": measure, "recommend": recommend}[spec["kind"]]
+    batches = lambda seed: (source.batch(seed, step) for step in range(4))  # noqa: E731
+    return ask(model, batches, loss=request.loss, optimizer=request.optimizer, seeds=SEEDS)
+
+
+async def asynchronous(address: str, spec: dict[str, Any]) -> Report:
+    async with AsyncClient(address) as client:
+        return await {"measure": client.measure, "recommend": client.recommend}[spec["kind"]](spec)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_same_numbers_whichever_way(kind: str, address: str, tmp_path: Path) -> None:
+    spec = SPECS[kind]
+    with Client(address) as client:
+        over_http = {"measure": client.measure, "recommend": client.recommend}[kind](spec)
+    reports = {
+        "command line, in-process": command_line(spec),
+        "command line, server": command_line(spec, "--server", address),
+        "AsyncClient": asyncio.run(asynchronous(address, spec)),
+        "Python": in_python(spec),
+    }
+    expected = over_http.model_dump(exclude={"provenance"})
+    assert len(expected["measurements"][0]["layers"]) == len(parse_request(spec).architecture.block_names)
+    for way, report in reports.items():
+        assert report.model_dump(exclude={"provenance"}) == expected, way
+        assert report.provenance.seeds == SEEDS
+        assert report.provenance.threads == 1
