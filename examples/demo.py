@@ -1,6 +1,6 @@
 """The main job from end to end: start a service, ask it what a transformer needs, print the answer, stop everything.
 
-    make demo
+Run by ``make demo``.
 """
 
 from __future__ import annotations

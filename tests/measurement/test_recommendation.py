@@ -54,8 +54,7 @@ def test_one_step_at_a_small_rate_does_what_the_recommendation_says(architecture
         groups = [{"params": g["params"], "lr": g["lr"] / advice.master_lr * h} for g in report.param_groups(model)]
         kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
         found.append(_one_step(model, kind(groups, lr=0.0, weight_decay=0.0), *source.batch(0, step)))
-    decays, changes = zip(*found, strict=True)
-    assert sum(decays) / h / 4 == pytest.approx(1.0, rel=0.05)
+    assert sum(decay for decay, _ in found) / h / 4 == pytest.approx(1.0, rel=0.05)
     relative = [change / decay for decay, change in found]
     assert sum(relative) / 4 == pytest.approx(advice.relative_sensitivity, rel=0.03)
 
