@@ -1,0 +1,185 @@
+"""The documentation: what it shows is run, what it links to exists, what it lists is complete; no numbers are compared.
+
+Commands meet the real API over HTTP with its real store; in the dispatcher's place, a thread calls the engine.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from featurespeed.contract import LayerMeasurement, Measurement, Recommendation
+from featurespeed_service.datasets import dataset_path
+from featurespeed_service.settings import PREFIX, Settings
+from featurespeed_workers.local import answer
+from tests.client.live import LiveService, live_service
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+WRITTEN_FOR = "http://localhost:8000"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON = [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`:DeprecationWarning"]
+"""Warnings are errors; but torch's own forward-mode rules are scripted, see pyproject.toml."""
+LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}:{self.language}"
+
+
+def blocks(page: str, *languages: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    found = [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2]) for m in BLOCK.finditer(text)]
+    return [block for block in found if not languages or block.language in languages]
+
+
+def is_make(block: Block) -> bool:
+    return block.language == "sh" and all(line.startswith("make ") for line in block.text.splitlines())
+
+
+README = [block for block in blocks("README.md", "sh", "python") if not is_make(block)]
+MAKE = [block for page in PAGES for block in blocks(str(page.relative_to(ROOT)), "sh") if is_make(block)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with the examples in it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with live_service(tmp_path_factory.mktemp("service")) as service:
+        stop, failures = threading.Event(), []
+        worker = threading.Thread(target=_work, args=(service, stop, failures))
+        worker.start()
+        yield service.url
+        stop.set()
+        worker.join(60)
+        assert failures == []
+
+
+def _work(service: LiveService, stop: threading.Event, failures: list[Exception]) -> None:
+    try:
+        while not stop.wait(0.02):
+            service.store.beat("docs")
+            if (claim := service.store.claim("docs")) is None:
+                continue
+            request = claim.job.request
+            dataset = dataset_path(service.settings.datasets_dir, request)
+            report = answer(request, dataset=dataset, threads=1)
+            service.store.succeed(claim.lease, report.model_dump_json())
+    except Exception as error:
+        failures.append(error)
+
+
+def run(command: list[str], text: str, folder: Path) -> str:
+    """Standard output of an interpreter that is given ``text``; it must succeed, and complain of nothing."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**clean, "PATH": path, "FEATURESPEED_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, input=text, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "error" not in done.stderr.lower(), done.stderr
+    return done.stdout
+
+
+def run_block(block: Block, address: str, folder: Path) -> str:
+    command = ["bash", "-euo", "pipefail", "-s"] if block.language == "sh" else [*PYTHON, "-"]
+    return run(command, block.text.replace(WRITTEN_FOR, address), folder)
+
+
+@pytest.mark.parametrize("block", README, ids=str)
+def test_readme_runs(block: Block, address: str, folder: Path) -> None:
+    run_block(block, address, folder)
+    for written in folder.glob("*.json"):  # a report each
+        assert json.loads(written.read_text())["measurements"]
+
+
+def test_http_page_runs(address: str, folder: Path) -> None:
+    """All commands of the page in one shell: later ones use what earlier ones have set."""
+    script = "".join(block.text for block in blocks("docs/http.md", "sh"))
+    out = run_block(Block("docs/http.md", 1, "sh", script), address, folder)
+    for expected in (
+        "HTTP/1.1 202 Accepted",
+        '"status":"succeeded"',
+        "event: status",
+        '"kind":"dataset"',
+        "urn:featurespeed:problem:invalid-spec",
+    ):
+        assert expected in out
+
+
+def test_http_page_shows_json() -> None:
+    for block in blocks("docs/http.md", "json"):
+        json.loads(block.text)
+
+
+@pytest.mark.parametrize("block", MAKE, ids=str)
+def test_make_targets_exist(block: Block) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {line.split()[1] for line in block.text.splitlines()} <= set(targets)
+
+
+def test_own_module_learns(folder: Path) -> None:
+    out = run([*PYTHON, "examples/own_module.py"], "", folder)
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", out)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(BLOCK.sub("", page.read_text())):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in _anchors(target), f"{page.name}: {link}"
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_setting_is_listed() -> None:
+    listed = set(re.findall(rf"^\| `({PREFIX}[A-Z_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert listed == {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_quantity_is_explained() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    explained = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    measured = set(LayerMeasurement.model_fields) - {"index", "name", "size"}
+    recommended = {"master_lr", "relative_sensitivity", "feature_step", "warmup_fraction"}
+    assert recommended <= set(Recommendation.model_fields)
+    assert {"loss_decay", "formula_residual"} <= set(Measurement.model_fields)
+    assert measured | recommended | {"loss_decay", "formula_residual"} <= explained
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/science.md"])
+def test_files_that_are_named_exist(page: str) -> None:
+    """Every ``name.py`` in backquotes is a file of the packages or of the tests, at the end of whose path it stands."""
+    paths = [f"/{path.relative_to(ROOT)}" for path in ROOT.glob("[cwst]*/**/*.py")]
+    for named in re.findall(r"`([\w./]+\.py)`", (ROOT / page).read_text()):
+        assert any(path.endswith(f"/{named}") for path in paths), named
