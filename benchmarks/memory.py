@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.speed import NETS, workload
 
@@ -22,8 +23,15 @@ def _in_process(name: str, optimizer: str, action: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_bytes() -> int:
+    """Most memory that this process has held since it was started.
+
+    On Linux from /proc: what getrusage says there includes the process that it was forked from.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _grow(name: str, optimizer: str, action: str) -> float:
@@ -33,11 +41,11 @@ def _grow(name: str, optimizer: str, action: str) -> float:
     tiny = workload({**small, "architecture": {**small["architecture"], **size}}, optimizer)
     tiny.step()
     tiny.measure("exact")
-    before = _megabytes()
+    before = peak_bytes()
     work = workload(NETS[name], optimizer)
     for _ in range(3):
         work.step() if action == "step" else work.measure("exact")
-    return _megabytes() - before
+    return (peak_bytes() - before) / 1e6
 
 
 if __name__ == "__main__":

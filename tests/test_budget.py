@@ -84,18 +84,16 @@ def test_the_budget_loads_no_torch() -> None:
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
+from benchmarks.memory import peak_bytes
 from featurespeed.contract import parse_request
 from featurespeed_workers.cells import run_cell
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 large, small = (parse_request(document) for document in json.loads(sys.argv[1]))
 run_cell(small, 0)  # loads every library that a measurement needs
-before = peak()
+before = peak_bytes()
 run_cell(large, 0)
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 

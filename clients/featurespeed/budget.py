@@ -5,7 +5,8 @@ Everything is linear arithmetic on the specification's numbers: an answer takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 from featurespeed.contract.architecture import Architecture, Mlp, Norm, ResNet, Transformer
 from featurespeed.contract.data import Gaussian, Sphere, Tokens
@@ -15,9 +16,9 @@ from featurespeed.contract.validation import SpecError
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
-ATTENTION_MATRICES = 8
-"""Matrices of scores, (batch, heads, positions, positions), alive at once: scores, weights, both with tangents, and
-what the kernel copies on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
+ATTENTION_MATRICES = 4
+"""Matrices of scores, (batch, heads, positions, positions), alive at once: weights, tangents of scores and weights, and
+one on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,19 @@ class Budget:
     """The most that one network (a cell of a job) may take.
 
     The defaults fit one large accelerator or a workstation: 2 billion parameters with gradients, directions and Adam's
-    two moments in float32 are 45 GiB, which leaves room for activations within 64 GiB.
+    two moments in float32 are 45 GiB, which leaves room for activations within 64 GiB; but no more memory than this
+    machine has.
     """
 
     max_parameters: int = 2_000_000_000
-    max_memory_bytes: int = 64 * GIB
+    max_memory_bytes: int = field(default_factory=lambda: min(64 * GIB, _machine_bytes()))
+
+
+def _machine_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return 64 * GIB
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The paper fixes exponents in width and depth, not constants. These were found by experiment: seven small nets
 (transformer, ResNet and MLP; SGD and Adam; 120 to 200 steps, one seed each) against a sweep of 18 runs. Of the settings
-tried (τ from 0.12 to 1, κ from 0.35 to 4) these came nearest to the best swept run without diverging.
+tried (τ from 0.12 to 1, κ from 0.35 to 4) this pair diverged on no net; transformers matched the best swept run, plain
+nets and ResNets lost 0.08 to 0.42 in mean log-loss. On some nets another pair did better.
 """
 
 from __future__ import annotations

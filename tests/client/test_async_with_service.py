@@ -1,7 +1,6 @@
 """The asynchronous client against the real service: what differs from the blocking one is I/O and cancellation."""
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -74,16 +73,14 @@ def test_deadline_is_kept_while_the_stream_is_silent(service: LiveService) -> No
 
 
 def test_cancelling_the_task_cancels_the_job(service: LiveService) -> None:
-    running = threading.Event()
-
-    def work() -> None:
-        service.store.claim("nobody")  # nothing is queued
-        running.set()
-        service.confirm_cancel()
-
     async def test(client: AsyncClient) -> None:
         started = asyncio.Event()
-        task = asyncio.create_task(client.recommend(SPEC, on_event=lambda event: started.set()))
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, StatusEvent) and event.status == "running":
+                started.set()
+
+        task = asyncio.create_task(client.recommend(SPEC, on_event=on_event))
         await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -93,7 +90,7 @@ def test_cancelling_the_task_cancels_the_job(service: LiveService) -> None:
             while (await job.refresh()).status != "cancelled":
                 await asyncio.sleep(0.02)
 
-    with meanwhile(work):
+    with meanwhile(service.confirm_cancel):
         run(service, test)
 
 

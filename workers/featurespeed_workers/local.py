@@ -26,9 +26,9 @@ def answer(
 ) -> Report:
     """Run the seeds one after another and assemble the report; ``dataset`` is the file of data kind ``dataset``.
 
-    ``threads`` of torch on the CPU: as FEATURESPEED_THREADS says, else as torch chooses; their number is part of what
-    makes results repeat to the last bit. Raises MeasurementError if the network cannot be measured, SpecError if the
-    dataset does not fit.
+    ``threads`` of torch on the CPU: as FEATURESPEED_THREADS says, else 1 as in the service, since their number is part
+    of what makes results repeat to the last bit. Raises MeasurementError if the network cannot be measured, SpecError
+    if the dataset does not fit.
     """
     with _threads(threads):
         return _answer(request, dataset, listener, device)
@@ -54,7 +54,7 @@ def _answer(request: JobRequest, dataset: Path | None, listener: Listener, devic
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(number or int(os.environ.get("FEATURESPEED_THREADS", before)))
+    torch.set_num_threads(number or int(os.environ.get("FEATURESPEED_THREADS", "1")))
     try:
         yield
     finally:
