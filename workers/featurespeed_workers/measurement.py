@@ -88,23 +88,36 @@ def _measure(setting: Setting, parameters: Parameters, batch: Batch, rates: Rate
     device = next(iter(parameters.values())).device
     with same_randomness(device) as rewind:
         captured = capture(setting.network, parameters, batch, setting.loss_function)
-        directions = {
-            name: setting.rule(name).direction(parameters[name].detach(), gradient, setting.state(name))
-            for name, gradient in captured.gradients.items()
-        }
-        norms = {name: norm(gradient) for name, gradient in captured.gradients.items()}
-        units = _unit_contributions(setting.network, captured, directions, norms)
-        etas = _rates(setting.network, captured, units, rates)
         shared = _shared_storage([*captured.features, *captured.backward, *captured.gradients.values()])
+        updates = {name: _update(setting, name, parameters[name], captured) for name in list(captured.gradients)}
+        units = [sum(updates[n].contribution for n in b.parameters if n in updates) for b in setting.network.blocks]
+        etas = _rates(setting.network, updates, units, rates)
         moves = {
-            name: velocity.Move(eta, directions[name], spare=_storage(directions[name]) not in shared)
+            name: velocity.Move(eta, updates[name].direction, spare=_storage(updates[name].direction) not in shared)
             for block, eta in zip(setting.network.blocks, etas, strict=True)
             for name in block.parameters
-            if name in directions and eta != 0
+            if name in updates and eta != 0
         }
         rewind()
         speeds = _speeds(setting, parameters, batch, captured, moves)
-    return _combine(setting.network, captured, norms, speeds, etas, units, setting.method)
+    return _combine(setting.network, captured, updates, speeds, etas, units, setting.method)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Direction u of one parameter, ⟨∇, u⟩, and ‖∇‖_2."""
+
+    direction: Tensor
+    contribution: float
+    gradient_norm: float
+
+
+def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -> _Update:
+    """Takes the gradient out of ``captured``, so that its memory serves for the next parameter's direction."""
+    gradient = captured.gradients.pop(name)
+    direction = setting.rule(name).direction(parameter.detach(), gradient, setting.state(name))
+    size = norm(gradient)
+    return _Update(direction, size**2 if direction is gradient else inner(gradient, direction), size)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -118,20 +131,8 @@ def _shared_storage(tensors: Sequence[Tensor]) -> set[int]:
     return views | {storage for storage, count in uses.items() if count > 1}
 
 
-def _unit_contributions(
-    network: Network, captured: Capture, directions: Mapping[str, Tensor], norms: Mapping[str, float]
-) -> list[float]:
-    """⟨∇_l, u_l⟩ of every block: its contribution to the loss decay per unit of learning rate."""
-
-    def contribution(name: str) -> float:
-        gradient, direction = captured.gradients[name], directions[name]
-        return norms[name] ** 2 if direction is gradient else inner(gradient, direction)
-
-    return [sum(contribution(name) for name in block.parameters if name in directions) for block in network.blocks]
-
-
-def _rates(network: Network, captured: Capture, units: list[float], rates: Rates) -> list[float]:
-    trains = [any(name in captured.gradients for name in block.parameters) for block in network.blocks]
+def _rates(network: Network, updates: Mapping[str, _Update], units: list[float], rates: Rates) -> list[float]:
+    trains = [any(name in updates for name in block.parameters) for block in network.blocks]
     if rates != "balanced":
         return [rates[block.name] if on else 0.0 for block, on in zip(network.blocks, trains, strict=True)]
     etas = []
@@ -166,7 +167,7 @@ def _speeds(
 def _combine(
     network: Network,
     captured: Capture,
-    gradient_norms: Mapping[str, float],
+    updates: Mapping[str, _Update],
     speeds: Mapping[int, tuple[float, float]],
     etas: list[float],
     units: list[float],
@@ -193,7 +194,7 @@ def _combine(
                 backward_rms=formula.rms(backward, size),
                 sensitivity=formula.sensitivity(speed, size, decay),
                 contribution=contribution,
-                gradient_norm=math.hypot(*(gradient_norms[n] for n in block.parameters if n in gradient_norms)),
+                gradient_norm=math.hypot(*(updates[n].gradient_norm for n in block.parameters if n in updates)),
             )
         )
     return StateMeasurement(captured.loss, decay, worst, tuple(layers), tuple(etas), tuple(units), method)
