@@ -40,6 +40,10 @@ def rows() -> Iterator[tuple[str, str, str]]:
     )
 
 
+def _over(measured: str, bound: str) -> bool:
+    return float(measured.split()[0]) > float(bound.split()[1])
+
+
 def _spread(costs: dict[int, float]) -> str:
     return f"{max(costs.values()) / min(costs.values()):.2f}"
 
@@ -60,7 +64,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     for row in rows():
-        lines.append("| " + " | ".join(row) + " |")
+        lines.append("| " + " | ".join(row) + (" **over** |" if _over(*row[1:]) else " |"))
         print(lines[-1], flush=True)
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n\n")

@@ -57,5 +57,5 @@ def test_a_scale_behind_a_norm_layer_is_immaterial_and_left_alone() -> None:
     parameters = dict(network.module.named_parameters())
     scalables = [(b.name, s) for b in network.blocks[:-1] for s in b.scalables]
     forward = scale_features(network, parameters, [(torch.randn(8, 10), torch.zeros(8))], scalables)
-    assert forward.immaterial == {"input", "hidden_2", "hidden_3"}
+    assert [block for block, _ in forward.immaterial] == ["input", "hidden_2", "hidden_3"]
     assert all(torch.equal(forward.parameters[n], p) for n, p in parameters.items())

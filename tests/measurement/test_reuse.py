@@ -35,8 +35,8 @@ def tangent_of(function, inputs: list[Tensor], moving: list[bool], mode=None) ->
 def check(function, inputs: list[Tensor], moving: list[bool]) -> None:
     with RecordedOutputs() as recorded:
         output = function(*inputs)
-    assert torch.equal(recorded.outputs[0], output)
-    ours = tangent_of(function, inputs, moving, ReusedOutputs(recorded.outputs))
+    assert torch.equal(recorded.recording[0][0], output)
+    ours = tangent_of(function, inputs, moving, ReusedOutputs(recorded.recording))
     theirs = tangent_of(function, inputs, moving)
     assert (ours is None) == (theirs is None)
     if ours is not None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from featurespeed.contract import Adam, AdamW, Optimizer, Report, Sgd
 from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY
-from featurespeed_workers.capture import Batch, LossFunction
 from featurespeed_workers.directions import UpdateRule
-from featurespeed_workers.losses import loss_function
+from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Method, Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
+from featurespeed_workers.passes import Batch
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name, seed_scaling
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-Loss = Literal["mse", "cross_entropy"] | LossFunction
+LossName = Literal["mse", "cross_entropy"]
+Loss = LossName | LossFunction
 AnyOptimizer = Literal["sgd", "adam", "adamw"] | Optimizer | torch.optim.Optimizer
 
 
@@ -50,6 +52,7 @@ def measure(
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
     """
+    _check(method, seeds)
     began, cells = time.perf_counter(), []
     for seed in seeds:
         network = _network(model, seed, blocks, None)
@@ -78,6 +81,7 @@ def recommend(
     Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
     model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates.
     """
+    _check(method, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
     began, cells = time.perf_counter(), []
     for seed in seeds:
         network = _network(model, seed, blocks, branches)
@@ -98,6 +102,16 @@ def recommend(
     return assemble("recommend", cells, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
 
 
+def _check(method: str, seeds: Sequence[int], **positive: float) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
+    if not seeds:
+        raise ValueError("seeds: at least one is needed, got none")
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: must be positive, got {value}")
+
+
 def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:
     built = model if isinstance(model, nn.Module | Network) else model(seed)
     return built if isinstance(built, Network) else network_of(built, blocks, branches)
@@ -108,14 +122,17 @@ def _parameters(network: Network) -> dict[str, Tensor]:
 
 
 def _first(batches: Batches, seed: int, count: int) -> list[Batch]:
-    given = batches(seed) if callable(batches) else batches
-    found = list(islice(iter(given), count))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # a DataLoader draws from the global state
+        given = batches(seed) if callable(batches) else batches
+        found = list(islice(iter(given), count))
     if not found:
         raise ValueError("batches: at least one is needed, got none")
     return found
 
 
 def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Method, *, own_rates: bool) -> Setting:
+    if isinstance(loss, str) and loss not in get_args(LossName):
+        raise ValueError(f"loss: {loss!r} is not one of {', '.join(get_args(LossName))}, nor a function")
     function = loss_function(loss) if isinstance(loss, str) else loss
     if isinstance(optimizer, torch.optim.Optimizer):
         return _setting_of(network, function, optimizer, method, own_rates)
@@ -156,7 +173,11 @@ def _rates(network: Network, rates: float | Mapping[str, float] | str) -> Rates:
     if isinstance(rates, Mapping):
         if missing := [name for name in names if name not in rates]:
             raise ValueError(f"learning_rates: no rate for block {missing[0]!r}")
+        if unknown := sorted(set(rates) - set(names)):
+            raise ValueError(f"learning_rates: unknown block {unknown[0]!r}; blocks are {', '.join(names)}")
         return rates
+    if isinstance(rates, str) and rates != "optimizer":
+        raise ValueError(f"learning_rates: {rates!r} is neither 'balanced' nor 'optimizer', a number or a map")
     return dict.fromkeys(names, 1.0 if isinstance(rates, str) else float(rates))
 
 

@@ -5,23 +5,16 @@ f_l and b_l have the shape of the block's output, batch and position axes includ
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.losses import LossFunction
 from featurespeed_workers.network import Network
-from featurespeed_workers.reuse import RecordedOutputs
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]
-"""Inputs (the module's one argument, batch axis first) and targets."""
-Parameters = Mapping[str, Tensor]
+from featurespeed_workers.passes import Batch, Parameters, cut_nodes, under
+from featurespeed_workers.reuse import RecordedOutputs, Recording
 
 
 @dataclass(frozen=True)
@@ -33,14 +26,8 @@ class Capture:
     backward: list[Tensor]
     gradients: dict[str, Tensor]
     """∇L by parameter name, for the parameters that train; zero where the loss does not depend on one."""
-    outputs: list[Tensor]
-    """Outputs of linear maps and attention in the order of the calls: a second pass need not compute them again."""
-
-
-def call(network: Network, parameters: Parameters, inputs: Any) -> Any:
-    """The module's output under other parameters; its own, and its buffers, stay as they are."""
-    buffers = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
-    return functional_call(network.module, {**parameters, **buffers}, (inputs,), tie_weights=True)
+    recording: Recording
+    """Outputs of linear maps and attention: a second pass need not compute them again."""
 
 
 def capture(network: Network, parameters: Parameters, batch: Batch, loss_function: LossFunction) -> Capture:
@@ -51,66 +38,39 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
     inputs, targets = batch
     leaves = {name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()}
     trained = {name: p for name, p in leaves.items() if p.requires_grad}
+    if not trained:
+        raise MeasurementError("nothing-trains", "no parameter requires a gradient: nothing moves")
     features: list[Tensor] = []
     versions: list[int] = []
 
-    def keep(_: int, output: Tensor) -> None:
-        features.append(output if output.requires_grad else output.requires_grad_())
-        versions.append(output._version)
+    def keep(_: int, output: Tensor) -> Tensor | None:
+        feature = output if output.requires_grad else output.detach().requires_grad_()
+        features.append(feature)
+        versions.append(feature._version)
+        return None if feature is output else feature
 
-    with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
-        loss = loss_function(call(network, leaves, inputs), targets)
-    _check_features(network, features, versions, loss)
-    wanted = [*features, *trained.values()]
-    gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-    known = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
-    backward, by_parameter = known[: len(features)], dict(zip(trained, known[len(features) :], strict=True))
-    return Capture(loss.item(), [f.detach() for f in features], backward, by_parameter, recorded.outputs)
+    def action(module: nn.Module) -> Capture:
+        with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
+            loss = loss_function(module(inputs.clone()), targets)
+        _check_features(network, features, versions, loss)
+        wanted = [*features, *trained.values()]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        known = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
+        by_parameter = dict(zip(trained, known[len(features) :], strict=True))
+        _check_dense(by_parameter)
+        return Capture(
+            loss=loss.item(),
+            features=[f.detach() for f in features],
+            backward=known[: len(features)],
+            gradients=by_parameter,
+            recording=recorded.recording,
+        )
 
-
-@contextlib.contextmanager
-def cut_nodes(network: Network, visit: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``visit(i, f)`` with the output of block i whenever it is computed within the context."""
-    handles = []
-    try:
-        for i, block in enumerate(network.blocks):
-            module = network.module.get_submodule(block.module)
-            handles.append(module.register_forward_hook(_hook(i, visit)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(index: int, visit: Callable[[int, Tensor], None]) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        visit(index, output[0] if isinstance(output, tuple) else output)
-
-    return hook
-
-
-@contextlib.contextmanager
-def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Give back the global random state at the end; the function that it yields rewinds to the beginning (dropout)."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        cpu = torch.get_rng_state()
-        accelerator = torch.cuda.get_rng_state(device) if devices else None
-
-        def rewind() -> None:
-            torch.set_rng_state(cpu)
-            if accelerator is not None:
-                torch.cuda.set_rng_state(accelerator, device)
-
-        yield rewind
+    return under(network, leaves, action)
 
 
 def _check_features(network: Network, features: list[Tensor], versions: list[int], loss: Tensor) -> None:
     names = [block.name for block in network.blocks]
-    if len(features) != len(names):
-        raise MeasurementError(
-            "not-a-chain", f"{len(names)} blocks gave {len(features)} features; each must run once in a forward pass"
-        )
     for name, feature, version in zip(names, features, versions, strict=True):
         if feature._version != version:
             raise MeasurementError("in-place", f"the output of block {name!r} is changed in place afterwards")
@@ -119,3 +79,9 @@ def _check_features(network: Network, features: list[Tensor], versions: list[int
             if not torch.isfinite(feature).all():
                 raise MeasurementError("not-finite", f"the features of block {name!r} are not finite")
         raise MeasurementError("not-finite", f"the loss is {loss.item()}, with finite features in every block")
+
+
+def _check_dense(gradients: dict[str, Tensor]) -> None:
+    for name, gradient in gradients.items():
+        if gradient.layout != torch.strided:
+            raise MeasurementError("sparse-gradient", f"the gradient of {name!r} is sparse; use sparse=False")

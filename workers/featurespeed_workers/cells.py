@@ -17,12 +17,12 @@ from featurespeed.contract.base import Model
 from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers import data, seeds
 from featurespeed_workers.architectures import base_initialize, build
-from featurespeed_workers.capture import Batch
 from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.network import Network
+from featurespeed_workers.passes import Batch
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.rules.table import closed_form, table1_of
@@ -121,7 +121,7 @@ def _scaling(request: JobRequest, setting: Setting, batch: Callable[[int], Batch
             [batch(step) for step in range(RECOMMENDATION_BATCHES)],
             relative_sensitivity=request.scaling.relative_sensitivity,
             feature_step=request.scaling.feature_step,
-            report=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
+            tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
     return closed_form(request, network, parameters)
 

@@ -5,6 +5,7 @@ A step of rate η is ``w ← w − η · u``; here is u, for every optimizer as 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -40,9 +41,11 @@ class UpdateRule:
     def from_group(cls, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Self:
         """The rule of one parameter group of a torch optimizer; raises ValueError for one that is not known."""
         kinds = ((torch.optim.SGD, "sgd"), (torch.optim.AdamW, "adamw"), (torch.optim.Adam, "adam"))  # AdamW is an Adam
-        name = next((name for kind, name in kinds if isinstance(optimizer, kind)), None)
+        name = next((name for kind, name in kinds if _steps_as(optimizer, kind)), None)
         if name is None:
             raise ValueError(f"optimizer: {type(optimizer).__name__} is not one of SGD, Adam, AdamW")
+        if group.get("decoupled_weight_decay"):
+            name = "adamw"
         for option in ("amsgrad", "maximize"):
             if group.get(option):
                 raise ValueError(f"optimizer: {option}=True is not supported")
@@ -91,9 +94,9 @@ class UpdateRule:
         return first.div_(1 - beta1**step).div_(denominator)
 
 
-def rule_of(optimizer: Optimizer | UpdateRule) -> UpdateRule:
-    """The update rule of a contract optimizer (a rule is given back as it is)."""
-    return optimizer if isinstance(optimizer, UpdateRule) else UpdateRule.from_contract(optimizer)
+def _steps_as(optimizer: torch.optim.Optimizer, kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether it is of that kind, and no subclass with a step of its own (torch wraps the methods that it calls)."""
+    return isinstance(optimizer, kind) and inspect.unwrap(type(optimizer).step) is inspect.unwrap(kind.step)
 
 
 def make_optimizer(spec: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

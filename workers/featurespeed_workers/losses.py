@@ -24,6 +24,8 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over batch (and positions) of −log softmax(logits)[label], nats. (…, classes), int64 (…) → scalar."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)}")
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 

@@ -11,11 +11,12 @@ from typing import Literal
 from torch import Tensor
 
 from featurespeed_workers import formula, velocity
-from featurespeed_workers.capture import Batch, Capture, LossFunction, Parameters, capture, same_randomness
+from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.directions import State, UpdateRule
 from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.losses import LossFunction
 from featurespeed_workers.network import Network
-from featurespeed_workers.velocity import inner, norm
+from featurespeed_workers.passes import Batch, Parameters, inner, norm, same_randomness
 
 Method = Literal["exact", "finite_difference"]
 RuleOf = Callable[[str], UpdateRule]
@@ -92,14 +93,17 @@ def _measure(setting: Setting, parameters: Parameters, batch: Batch, rates: Rate
         updates = {name: _update(setting, name, parameters[name], captured) for name in list(captured.gradients)}
         units = [sum(updates[n].contribution for n in b.parameters if n in updates) for b in setting.network.blocks]
         etas = _rates(setting.network, updates, units, rates)
+        unit = _speed_unit(setting.network, updates, etas)
         moves = {
-            name: velocity.Move(eta, updates[name].direction, spare=_storage(updates[name].direction) not in shared)
+            name: velocity.Move(
+                eta / unit, updates[name].direction, spare=_storage(updates[name].direction) not in shared
+            )
             for block, eta in zip(setting.network.blocks, etas, strict=True)
             for name in block.parameters
             if name in updates and eta != 0
         }
         rewind()
-        speeds = _speeds(setting, parameters, batch, captured, moves)
+        speeds = _speeds(setting, parameters, batch, captured, moves, unit)
     return _combine(setting.network, captured, updates, speeds, etas, units, setting.method)
 
 
@@ -118,6 +122,20 @@ def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -
     direction = setting.rule(name).direction(parameter.detach(), gradient, setting.state(name))
     size = norm(gradient)
     return _Update(direction, size**2 if direction is gradient else inner(gradient, direction), size)
+
+
+def _speed_unit(network: Network, updates: Mapping[str, _Update], etas: list[float]) -> float:
+    """Of the order of the largest ‖ẇ‖: where gradients vanish, balanced rates and ẇ itself leave the range of float32.
+
+    By Cauchy and Schwarz ‖u‖ ≥ |⟨∇, u⟩| / ‖∇‖, which is an equality for gradient descent.
+    """
+    speeds = (
+        eta * abs(updates[name].contribution) / updates[name].gradient_norm
+        for block, eta in zip(network.blocks, etas, strict=True)
+        for name in block.parameters
+        if name in updates and updates[name].gradient_norm > 0
+    )
+    return max(speeds, default=0.0) or 1.0
 
 
 def _storage(tensor: Tensor) -> int:
@@ -149,13 +167,14 @@ def _rates(network: Network, updates: Mapping[str, _Update], units: list[float],
 
 
 def _speeds(
-    setting: Setting, parameters: Parameters, batch: Batch, captured: Capture, moves: velocity.Moves
+    setting: Setting, parameters: Parameters, batch: Batch, captured: Capture, moves: velocity.Moves, unit: float
 ) -> dict[int, tuple[float, float]]:
-    """‖ḟ_l‖_2 and ⟨b_l, ḟ_l⟩ by block index; ḟ itself is not kept."""
+    """‖ḟ_l‖_2 and ⟨b_l, ḟ_l⟩ by block index, for moves in units of ``unit``; ḟ itself is not kept."""
     found: dict[int, tuple[float, float]] = {}
 
     def visit(i: int, x: Tensor | None, factor: float) -> None:
-        found[i] = (0.0, 0.0) if x is None else (factor * norm(x), factor * inner(captured.backward[i], x))
+        scale = unit * factor
+        found[i] = (0.0, 0.0) if x is None else (scale * norm(x), scale * inner(captured.backward[i], x))
 
     if setting.method == "exact":
         velocity.exact(setting.network, parameters, moves, batch, captured, visit)
@@ -197,4 +216,6 @@ def _combine(
                 gradient_norm=math.hypot(*(updates[n].gradient_norm for n in block.parameters if n in updates)),
             )
         )
+    if not math.isfinite(worst):
+        raise MeasurementError("not-finite", "the velocities of the features are lost to rounding; try dtype float64")
     return StateMeasurement(captured.loss, decay, worst, tuple(layers), tuple(etas), tuple(units), method)

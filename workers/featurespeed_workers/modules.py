@@ -24,8 +24,10 @@ def network_of(
 
     ``branches`` names, for a residual block, the last linear layer of every branch; these are rescaled so that all
     branches together add a mean square of 1 to the residual stream. Of any other block all matrices are rescaled
-    together. Raises ValueError for unknown modules, and for parameters that are in no block or in two.
+    together, frozen ones never. Raises ValueError for unknown modules, for parameters that are in no block or in two,
+    and for modules that cannot be measured as they are (compiled, or changing their own weights).
     """
+    _check_modules(module)
     chosen = _owned(module, blocks)
     branches = dict(branches or {})
     for name in [*chosen, *(n for names in branches.values() for n in names)]:
@@ -37,7 +39,7 @@ def network_of(
         raise ValueError(f"blocks: at least 2 are needed, got {len(chosen)}")
     parameters = _partition(module, chosen)
     target = 1 / math.sqrt(max(1, sum(len(names) for names in branches.values())))
-    matrices = {name for name, p in module.named_parameters() if p.ndim > 1}
+    matrices = {name for name, p in module.named_parameters() if p.ndim > 1 and p.requires_grad}
     return Network(
         module,
         tuple(
@@ -45,6 +47,14 @@ def network_of(
             for name in chosen
         ),
     )
+
+
+def _check_modules(module: nn.Module) -> None:
+    for path, part in module.named_modules():
+        if type(part).__name__ == "OptimizedModule":
+            raise ValueError(f"model: {path or 'it'} is compiled; measure the module that you gave to torch.compile")
+        if getattr(part, "max_norm", None) is not None:
+            raise ValueError(f"model: {path or 'it'} changes its own weights when called (max_norm)")
 
 
 def _owned(module: nn.Module, blocks: Blocks | None) -> dict[str, list[str]]:

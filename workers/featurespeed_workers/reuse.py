@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+Recording = Sequence[tuple[Tensor, int]]
+"""Outputs in the order of the calls, each with its version: one that has changed since is of no use."""
+
 
 class RecordedOutputs(TorchFunctionMode):
     """Within this context, keep the outputs of linear maps and attention, in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: list[Tensor] = []
+        self.recording: list[tuple[Tensor, int]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -30,16 +33,16 @@ class RecordedOutputs(TorchFunctionMode):
         """Call ``func``; record its output if it is one of ours."""
         output = func(*args, **(kwargs or {}))
         if func in _TANGENTS:
-            self.outputs.append(output.detach())
+            self.recording.append((output.detach(), output._version))
         return output
 
 
 class ReusedOutputs(TorchFunctionMode):
     """Within this context, those outputs are taken from an earlier pass of the same network on the same batch."""
 
-    def __init__(self, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
-        self._outputs: Iterator[Tensor] = iter(outputs)
+        self._recording: Iterator[tuple[Tensor, int]] = iter(recording)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -48,11 +51,16 @@ class ReusedOutputs(TorchFunctionMode):
         given = kwargs or {}
         if func not in _TANGENTS:
             return func(*args, **given)
-        output = next(self._outputs)
-        tangent = _TANGENTS[func](*args, **given)
+        output, version = next(self._recording)
+        changed = output._version != version  # in place, by what came after
+        tangent = NotImplemented if changed or _autocasts(output) else _TANGENTS[func](*args, **given)
         if tangent is NotImplemented:
             return func(*args, **given)
         return output if tangent is None else fwad.make_dual(output, tangent.reshape(output.shape))  # type: ignore[no-untyped-call]
+
+
+def _autocasts(output: Tensor) -> bool:
+    return torch.is_autocast_enabled(output.device.type)
 
 
 def _linear_tangent(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -107,7 +115,12 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, 
         scores.masked_fill_(~visible, -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1)
+    weights = scores.softmax(-1)
+    if mask is None:
+        return weights
+    return weights.masked_fill(
+        scores.isneginf().all(-1, keepdim=True), 0.0
+    )  # a row that sees nothing attends to nothing
 
 
 def _product_tangent(q: Tensor, q_dot: Tensor | None, k: Tensor, k_dot: Tensor | None) -> Tensor | None:

@@ -25,8 +25,8 @@ from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed.version import __version__
 from featurespeed_workers.measurement import LayerValues, StateMeasurement
 from featurespeed_workers.network import Network
+from featurespeed_workers.passes import norm
 from featurespeed_workers.rules.scaling import BlockScaling
-from featurespeed_workers.velocity import norm
 
 RESIDUAL_BOUNDS = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 """The two sides of the formula must agree to this, relatively, in an exact measurement."""
@@ -97,7 +97,9 @@ def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
     if given is not None and p.ndim > 1:
         return 0.0, given
     first = float(p.flatten()[0])
-    return (first, 0.0) if bool((p == first).all()) else (0.0, norm(p) / math.sqrt(p.numel()))
+    drawn = p.numel() == 1 and (p.ndim > 1 or first not in (0.0, 1.0))  # one number may be a draw that looks constant
+    constant = bool((p == first).all()) and not drawn
+    return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
 
 
 def assemble(

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from featurespeed.contract import Optimizer
 from featurespeed.defaults import WARMUP_FRACTION
-from featurespeed_workers.capture import Batch, call
 from featurespeed_workers.directions import make_optimizer
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import Setting, StateMeasurement, measure_state
+from featurespeed_workers.passes import Batch, call
 
 
 @dataclass(frozen=True)

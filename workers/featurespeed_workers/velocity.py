@@ -15,8 +15,9 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from featurespeed_workers.capture import Batch, Capture, Parameters, call, cut_nodes
+from featurespeed_workers.capture import Capture
 from featurespeed_workers.network import Network
+from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, norm
 from featurespeed_workers.reuse import ReusedOutputs
 
 
@@ -49,7 +50,7 @@ def exact(
     def unpack(i: int, feature: Tensor) -> None:
         visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
 
-    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.outputs):
+    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.recording):
         duals = {
             name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
@@ -85,15 +86,3 @@ def finite_difference(
     }
     with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, f - captured.features[i], 1 / h)):
         call(network, stepped, batch[0])
-
-
-def norm(x: Tensor) -> float:
-    """‖x‖_2, accumulated in at least float32."""
-    return float(torch.linalg.vector_norm(x.detach(), dtype=torch.promote_types(x.dtype, torch.float32)))
-
-
-def inner(x: Tensor, y: Tensor) -> float:
-    """⟨x, y⟩ over all coordinates, accumulated in at least float32."""
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x, y = x.float(), y.float()
-    return float(torch.dot(x.reshape(-1), y.reshape(-1)))

@@ -14,23 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurespeed_workers.capture import Batch, Parameters, call, same_randomness
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network, Scalable
-from featurespeed_workers.velocity import norm
+from featurespeed_workers.passes import Batch, Parameters, call, norm, same_randomness
 
 IMMATERIAL = 0.1
 """Below this elasticity (d log rms / d log scale) a scale is immaterial; a linear block has 1, a norm layer 0."""
 TOLERANCE = 0.005
 ROUNDS = 12
+LARGEST_STEP = 1e3
+"""Most by which one round may change a scale."""
 
 
 @dataclass(frozen=True)
 class Forwarded:
-    """Parameters after SP, and the blocks whose scale is immaterial."""
+    """Parameters after SP, and the scalables that were left as they were, with their block's name."""
 
     parameters: dict[str, Tensor]
-    immaterial: frozenset[str]
+    immaterial: tuple[tuple[str, Scalable], ...]
+    """Their scale does not show in their output, as behind a norm layer."""
+    unreached: tuple[tuple[str, Scalable], ...]
+    """No scale brings their output to its target: a residual block without ``branches``, saturation, a bias."""
 
 
 def scale_features(
@@ -38,25 +42,50 @@ def scale_features(
 ) -> Forwarded:
     """Rescale ``scalables`` (with their block's name, in forward order) to their target rms over the batches.
 
-    Returns new parameters; the given ones stay. Raises MeasurementError for a feature that is zero or not finite.
+    Returns new parameters; the given ones stay. Raises MeasurementError for a feature that is zero or not finite, and
+    for a module that is not called.
     """
+    inputs = _together(batches)
     scaled = dict(parameters)
-    inputs = torch.cat([inputs for inputs, _ in batches])
-    targets = [scalable.target_rms for _, scalable in scalables]
     now = _output_rms(network, scaled, inputs, scalables)
-    doubled = dict(scaled)
-    for _, scalable in scalables:
-        multiply(doubled, scalable, 2.0)
-    twice = _output_rms(network, doubled, inputs, scalables)
-    elasticity = [math.log2(b / a) for a, b in zip(now, twice, strict=True)]
+    elasticity = _elasticity(network, scaled, inputs, scalables, now)
     material = [i for i, e in enumerate(elasticity) if e >= IMMATERIAL]
     for _ in range(ROUNDS):
         for i in material:
-            multiply(scaled, scalables[i][1], (targets[i] / now[i]) ** (1 / elasticity[i]))
+            step = (scalables[i][1].target_rms / now[i]) ** (1 / elasticity[i])
+            multiply(scaled, scalables[i][1], min(max(step, 1 / LARGEST_STEP), LARGEST_STEP))
         now = _output_rms(network, scaled, inputs, scalables)
-        if all(abs(now[i] / targets[i] - 1) <= TOLERANCE for i in material):
+        off = {i for i in material if abs(now[i] / scalables[i][1].target_rms - 1) > TOLERANCE}
+        if not off:
             break
-    return Forwarded(scaled, frozenset(name for i, (name, _) in enumerate(scalables) if i not in set(material)))
+    after = _elasticity(network, scaled, inputs, scalables, now)
+    unreached = [i for i in material if i in off or after[i] < IMMATERIAL]
+    for i in unreached:
+        scaled.update({name: parameters[name] for name in scalables[i][1].parameters})
+    immaterial = [i for i in range(len(scalables)) if i not in material]
+    return Forwarded(scaled, tuple(scalables[i] for i in immaterial), tuple(scalables[i] for i in unreached))
+
+
+def _together(batches: Sequence[Batch]) -> Tensor:
+    shapes = {tuple(inputs.shape[1:]) for inputs, _ in batches}
+    if len(shapes) > 1:
+        raise ValueError(f"batches: inputs must have one shape beyond the batch axis, got {sorted(shapes)}")
+    return torch.cat([inputs for inputs, _ in batches])
+
+
+def _elasticity(
+    network: Network,
+    parameters: Parameters,
+    inputs: Tensor,
+    scalables: Sequence[tuple[str, Scalable]],
+    now: Sequence[float],
+) -> list[float]:
+    """d log rms / d log scale of every scalable, by doubling all at once; ``now`` is the rms before."""
+    doubled = dict(parameters)
+    for _, scalable in scalables:
+        multiply(doubled, scalable, 2.0)
+    twice = _output_rms(network, doubled, inputs, scalables)
+    return [math.log2(b / a) for a, b in zip(now, twice, strict=True)]
 
 
 def multiply(parameters: dict[str, Tensor], scalable: Scalable, factor: float) -> None:
@@ -94,6 +123,9 @@ def _output_rms(
         stack.enter_context(torch.no_grad())
         stack.enter_context(same_randomness(inputs.device))
         call(network, parameters, inputs)
+    for (block, scalable), rms in zip(scalables, found, strict=True):
+        if rms == 0:
+            raise MeasurementError("not-called", f"module {scalable.module!r} of block {block!r} is not called")
     return found
 
 
