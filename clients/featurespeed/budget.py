@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from featurespeed.contract.architecture import Architecture, Mlp, Norm, ResNet, Transformer
 from featurespeed.contract.data import Gaussian, Sphere, Tokens
@@ -35,10 +36,14 @@ class Budget:
 
 
 def _machine_bytes() -> int:
+    """Physical memory, or what a container is allowed of it."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
         return 64 * GIB
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(physical, int(text)) if text.isdigit() else physical
 
 
 @dataclass(frozen=True)
