@@ -24,12 +24,13 @@ OUTPUT = Path("demo-output")
 def running_service() -> Iterator[str]:
     """A service on a free port with its embedded defaults; its address. It is stopped at the end, whatever happens."""
     command = [sys.executable, "-m", "featurespeed", "serve", "--port", "0", "--data-dir", str(OUTPUT / "service")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+    log_file = OUTPUT / "service.log"
+    with log_file.open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as service:
         try:
             assert service.stdout is not None
             line = service.stdout.readline()
             if not line:
-                raise SystemExit("the service did not start; see above")
+                raise SystemExit(f"the service did not start; see {log_file}")
             print(line, end="", file=sys.stderr)
             yield line.split()[-1]
         finally:

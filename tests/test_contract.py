@@ -219,3 +219,12 @@ def test_examples_are_valid_and_begin_with_comments(path: Path, tmp_path: Path) 
 def test_values_are_plain_json() -> None:
     for error in faults(spec(architecture={**MLP, "width": [1, {"a": None}]})):
         assert json.loads(error.model_dump_json())["value"] == [1, {"a": None}]
+
+
+def test_many_faults_are_told_at_once_and_few() -> None:
+    """The work is linear in the number of faults: comparing every field with every other took a minute for these."""
+    document = {**SPEC, **{f"unknown_{i}": "x" * 1000 for i in range(20_000)}}
+    with pytest.raises(SpecError) as caught:
+        parse_request(document)
+    assert len(caught.value.errors) == 20
+    assert all(len(str(fault.value)) < 600 for fault in caught.value.errors)

@@ -116,6 +116,8 @@ def _parse_json(text: str) -> Any:
         raise _SyntaxFault(
             f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}", _line(text, error.lineno)
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise _SyntaxFault(f"not JSON: {error}") from None
     except RecursionError:
         raise _SyntaxFault("nested too deeply") from None
 
@@ -136,6 +138,8 @@ def _parse_yaml(text: str) -> Any:
         raise _SyntaxFault(f"not YAML{where}: {error.problem or error.context}", near) from None
     except yaml.YAMLError as error:
         raise _SyntaxFault(f"not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise _SyntaxFault(f"not YAML: {error}") from None
     except RecursionError:
         raise _SyntaxFault("nested too deeply") from None
 

@@ -42,10 +42,13 @@ CRASHES = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.NodeDiedError,
-    ray.exceptions.LocalRayletDiedError,
     ray.exceptions.ObjectLostError,
 )
 """A worker or its machine has died: the same cell may succeed elsewhere or later."""
+
+
+class ClusterLost(Exception):
+    """This process's own Ray node is gone: no task can run any more, and a new process must start over."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ def _hear(items: Any) -> Item | Ended:
         return Ended("finished")
     except ray.exceptions.TaskCancelledError:
         return Ended("cancelled")
+    except ray.exceptions.LocalRayletDiedError as error:
+        raise ClusterLost("the local raylet has died") from error
     except CRASHES as error:
         return Ended("crashed", str(error))
     except ray.exceptions.RayError as error:

@@ -19,7 +19,7 @@ from importlib import import_module
 from types import FrameType, ModuleType
 
 from featurespeed.contract import JobError, SpecError
-from featurespeed_service.cluster import WARM_UP_SECONDS, CellTask, Cluster, Ended, connect
+from featurespeed_service.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.datasets import dataset_path
 from featurespeed_service.problems import INTERNAL_ERROR
 from featurespeed_service.running import RunningJob
@@ -41,6 +41,8 @@ JOBS_PER_SLOT = 2
 STOP_SECONDS = 6.0
 """A dispatcher whose parent has gone ends itself within this, however stuck it is."""
 WORKER_CRASHED = "worker-crashed"
+CLUSTER_LOST = 75
+"""Exit status (EX_TEMPFAIL): another dispatcher, with another Ray, can go on."""
 
 
 class Dispatcher:
@@ -248,7 +250,13 @@ def main() -> int:
         end = time.monotonic() + WARM_UP_SECONDS
         while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
             pass
-        Dispatcher(store, cluster, settings, engine).run(stop)
+        try:
+            Dispatcher(store, cluster, settings, engine).run(stop)  # gives its jobs back, whatever happens
+        except ClusterLost as error:
+            log.error("%s; the jobs go back to the queue", error)
+            store.close()
+            logging.shutdown()
+            os._exit(CLUSTER_LOST)  # Ray's own ending would wait for a node that is gone
     store.close()
     return 0
 

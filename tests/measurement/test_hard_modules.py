@@ -16,6 +16,7 @@ from featurespeed.contract import parse_request
 from featurespeed_workers import MeasurementError, measure, recommend
 from featurespeed_workers.local import answer
 from featurespeed_workers.losses import cross_entropy
+from featurespeed_workers.passes import inner, norm
 
 
 class Lambda(nn.Module):
@@ -186,6 +187,14 @@ def test_vanishing_gradients_are_numbers_not_errors(depth: int) -> None:
         for a, b in zip(single.measurements[0].layers, double.measurements[0].layers, strict=True):
             assert a.gradient_norm.mean == pytest.approx(b.gradient_norm.mean, rel=1e-3)
             assert a.angle.mean == pytest.approx(b.angle.mean, abs=1e-3)
+
+
+def test_sums_over_many_numbers_are_exact_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(30_000_001, generator=generator) + 1 for _ in range(2))
+    assert norm(x) == pytest.approx(float(x.double().norm()), rel=2e-6)
+    assert inner(x, y) == pytest.approx(float(x.double() @ y.double()), rel=2e-6)
+    assert norm(x * 1e-25) == pytest.approx(float((x * 1e-25).double().norm()), rel=1e-6)
 
 
 def test_a_data_loader_leaves_the_random_state() -> None:

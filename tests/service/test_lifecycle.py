@@ -70,6 +70,27 @@ def test_a_job_survives_kill_9_of_the_dispatcher(mortal):
     assert_gone(family)
 
 
+def test_a_job_survives_kill_9_of_the_raylet(mortal):
+    """Ray's node dies, not our process: another dispatcher with another Ray goes on, and the service is ready again."""
+    mortal.wait_ready()
+    long = {"seeds": tuple(range(10)), "steps": 60}
+    job_id = mortal.submit(7, **long)
+    wait_until(lambda: mortal.job(job_id)["progress"]["cells_done"] >= 1, 60, "the first cell")
+    done = mortal.computed_seeds(request(7, **long))
+    dispatcher = mortal.dispatcher()
+    family = dispatcher.children(recursive=True)
+    next(process for process in family if "raylet" in process.name()).kill()
+    job = mortal.wait(job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
+    computed = mortal.computed_seeds(request(7, **long))
+    assert all(computed.count(seed) == 1 for seed in done)
+    values = mortal.result(job_id)["measurements"][0]["loss_over_seeds"]["values"]
+    assert values == [stand_in.value_of(request(7, **long), seed) for seed in range(10)]
+    assert mortal.dispatcher().pid != dispatcher.pid
+    assert_gone(family)
+    mortal.wait_ready()
+
+
 def test_a_job_survives_kill_9_of_the_api(mortal):
     mortal.wait_ready()
     job_id, done = started(mortal, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -99,10 +100,15 @@ def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
         yield rewind
 
 
+CHUNK = 32_768
+"""Elements that the CPU's kernels may add up in float32: over 64 million they are off by half a percent."""
+
+
 def norm(x: Tensor) -> float:
-    """‖x‖_2, accumulated in float32 or better; in float64 where squares leave the range of float32."""
+    """‖x‖_2, accumulated in float32 by chunks; in float64 where squares leave the range of float32."""
     x = x.detach()
-    found = float(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
+    precision = torch.promote_types(x.dtype, torch.float32)
+    found = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=precision)) for part in _chunks(x)))
     return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
@@ -110,7 +116,12 @@ def inner(x: Tensor, y: Tensor) -> float:
     """⟨x, y⟩ over all coordinates, accumulated as :func:`norm` is."""
     if x.dtype in (torch.bfloat16, torch.float16):
         x, y = x.float(), y.float()
-    found = float(torch.dot(x.reshape(-1), y.reshape(-1)))
+    found = math.fsum(float(torch.dot(a, b)) for a, b in zip(_chunks(x), _chunks(y), strict=True))
     if 1e-25 < abs(found) < 1e25:
         return found
     return float(torch.dot(x.reshape(-1).double(), y.reshape(-1).double()))
+
+
+def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+    flat = x.reshape(-1)
+    return torch.split(flat, CHUNK) if x.device.type == "cpu" else (flat,)

@@ -18,6 +18,11 @@ _SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
 _OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
 
+MOST_ERRORS = 20
+"""Faults told of one specification; nobody reads more."""
+LONGEST_VALUE = 500
+
+
 class SpecError(ValueError):
     """A specification was refused; ``errors`` lists field, value and bound of each fault."""
 
@@ -58,8 +63,14 @@ def field_errors(error: ValidationError) -> list[FieldError]:
         faults = found.setdefault(fault.field, [])
         faults.insert(0 if is_bound else len(faults), fault)
     # likewise, a fault within an object beats its being no number
-    meant = [faults for field, faults in found.items() if not any(other.startswith(f"{field}.") for other in found)]
-    return [_alternatives(faults) for faults in meant]
+    outer = {field[:i] for field in found for i, letter in enumerate(field) if letter == "."}
+    meant = [_alternatives(faults) for field, faults in found.items() if field not in outer]
+    return [fault.model_copy(update={"value": _short(fault.value)}) for fault in meant[:MOST_ERRORS]]
+
+
+def _short(value: Any) -> Any:
+    """The value, or the beginning of its JSON if that is long."""
+    return value if len(json.dumps(value, default=str)) <= LONGEST_VALUE else shown(value)
 
 
 def _alternatives(faults: list[FieldError]) -> FieldError:

@@ -32,7 +32,7 @@ def existing_job(context: Ctx, job_id: str) -> Job:
 async def events(
     context: Ctx,
     found: Annotated[Job, Depends(existing_job)],
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1)] = 0,
 ) -> AsyncIterable[ServerSentEvent]:
     """Events ``status`` (a Job), ``progress`` and ``measurement``, from the beginning or after Last-Event-ID.
 
