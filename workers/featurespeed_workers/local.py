@@ -40,7 +40,7 @@ def _answer(request: JobRequest, dataset: Path | None, listener: Listener, devic
 
         def forward(event: CellProgress | MeasurementEvent, done: int = done, seed: int = seed) -> None:
             if isinstance(event, CellProgress):
-                fraction, message = (done + event.fraction) / total, f"seed {seed}: {event.message}"
+                fraction, message = (done + 0.99 * event.fraction) / total, f"seed {seed}: {event.message}"
                 event_out = Progress(cells_done=done, cells_total=total, fraction=fraction, message=message)
                 listener(event_out)
             else:

@@ -37,7 +37,8 @@ def rendered(report: Report) -> str:
             console.print(training_table(report.measurements))
         for line in footer(report):
             console.print(Text(line), soft_wrap=True)
-    return text.get()
+    lines = [line.rstrip(" ") for line in text.get().splitlines()]
+    return "\n".join(lines[next((i for i, line in enumerate(lines) if line), 0) :]) + "\n"
 
 
 def recommendation_table(recommendation: Recommendation, measured: Measurement | None) -> Table:

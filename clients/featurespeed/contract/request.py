@@ -60,8 +60,8 @@ class Scaling(Model):
 
     rule: Rule | None = None
     granularity: Literal["block"] = "block"
-    relative_sensitivity: Annotated[float, Field(gt=0, le=1000)] = RELATIVE_SENSITIVITY
-    feature_step: Annotated[float, Field(gt=0, le=1000)] = FEATURE_STEP
+    relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
+    feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
 
 
 class MeasurementSettings(Model):
@@ -155,6 +155,8 @@ def _described(architecture: Architecture) -> str:
 def _check_targets(request: JobRequest) -> None:
     """The targets must be what the loss compares with."""
     data, loss = request.data, request.loss
+    if loss == "cross_entropy" and request.architecture.output_dim == 1:
+        raise ValueError("architecture.output_dim: cross_entropy needs at least 2 classes, not 1")
     if isinstance(data, Tokens) and loss == "mse":
         raise ValueError("loss: 'mse' has no meaning for data.kind 'tokens'; use 'cross_entropy'")
     if not isinstance(data, Gaussian | Sphere) or data.targets is None:
