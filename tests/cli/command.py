@@ -1,6 +1,7 @@
 """The command as users run it: a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,18 @@ def run(*arguments: str | Path, stdin: str = "", **environment: str) -> subproce
 
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, **options
+        [*COMMAND, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=_heed_interrupts,
+        **options,
     )
+
+
+def _heed_interrupts() -> None:
+    """As in a terminal: a test run in the background of a shell ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def refused(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
