@@ -1,0 +1,22 @@
+"""What a computation tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from featurespeed.contract import MeasurementEvent
+from featurespeed.contract.base import Model
+
+
+class CellProgress(Model):
+    """How far a cell is (0 to 1), and what it is doing."""
+
+    fraction: float
+    message: str
+
+
+Listener = Callable[[CellProgress | MeasurementEvent], None]
+
+
+def ignore(event: CellProgress | MeasurementEvent) -> None:
+    """A listener that does nothing."""

@@ -1,0 +1,69 @@
+"""The start of a run: a request's network under one seed, its scales and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from featurespeed.contract import JobRequest, is_selected, lookup
+from featurespeed.defaults import RECOMMENDATION_BATCHES
+from featurespeed_workers.architectures import base_initialize, build
+from featurespeed_workers.listening import CellProgress, Listener
+from featurespeed_workers.measurement import Setting
+from featurespeed_workers.network import Network
+from featurespeed_workers.passes import Batch
+from featurespeed_workers.rules.fsc import fsc
+from featurespeed_workers.rules.scaling import BlockScaling
+from featurespeed_workers.rules.table import closed_form, table1_of
+
+
+def built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.device) -> Network:
+    """The network at the rule's starting point; frozen blocks require no gradient."""
+    network = build(request.architecture, seed=seed)
+    if request.rule == "fsc":
+        base_initialize(network, request.architecture, seed=seed)
+    network.module.to(device=device, dtype=dtype)
+    parameters: dict[str, Tensor] = dict(network.module.named_parameters())
+    for block in network.blocks:
+        for name in block.parameters:
+            parameters[name].requires_grad_(not is_selected(block.name, request.frozen))
+    if request.rule in ("ntk", "mf_mup"):
+        _draw(network, parameters, table1_of(request).std, seed)
+    return network
+
+
+def scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch], listener: Listener) -> BlockScaling:
+    """Scales and rates by the request's rule."""
+    network = setting.network
+    parameters: dict[str, Tensor] = dict(network.module.named_parameters())
+    if request.rule == "fsc":
+        return fsc(
+            setting,
+            parameters,
+            [batch(step) for step in range(RECOMMENDATION_BATCHES)],
+            relative_sensitivity=request.scaling.relative_sensitivity,
+            feature_step=request.scaling.feature_step,
+            tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
+        )
+    return closed_form(request, network, parameters)
+
+
+def explicit(request: JobRequest, network: Network, parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Parameters with the request's own ``initialization`` on top."""
+    parameters = dict(parameters)
+    if request.initialization is not None:
+        _draw(network, parameters, request.initialization, seed)
+    return parameters
+
+
+def _draw(network: Network, parameters: dict[str, Tensor], stds: dict[str, float], seed: int) -> None:
+    """Draw the weight matrices of the blocks that ``stds`` names from N(0, std²), in place; on the CPU, by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for block in network.blocks:
+        std = lookup(block.name, stds)
+        for name in block.parameters:
+            noise = torch.randn(parameters[name].shape, generator=generator)  # drawn in any case: blocks independent
+            if std is not None and parameters[name].ndim > 1:
+                parameters[name].data.copy_(noise * std)

@@ -1,0 +1,72 @@
+"""The state of one seed, measured at initialization and along training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from featurespeed.contract import JobRequest, MeasurementEvent, lookup
+from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.listening import CellProgress, Listener
+from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
+from featurespeed_workers.passes import Batch
+from featurespeed_workers.rules.scaling import BlockScaling
+from featurespeed_workers.seeds import Checkpoint
+from featurespeed_workers.training import Run, Schedule, train
+
+
+def measured(
+    request: JobRequest,
+    seed: int,
+    setting: Setting,
+    scaling: BlockScaling,
+    batch: Callable[[int], Batch],
+    listener: Listener,
+) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
+    """The measurement at initialization and, with ``steps``, along training; and what went wrong on the way."""
+    checkpoints, warnings = [], []
+    steps = request.measurement.steps
+    try:
+        for step, found in _trajectory(request, setting, scaling, batch):
+            checkpoints.append(Checkpoint(step=step, measurement=found))
+            angles = tuple(layer.angle for layer in found.layers)
+            listener(MeasurementEvent(seed=seed, step=step, loss=found.loss, angles=angles))
+            fraction = 0.8 + 0.2 * (step / steps if steps else 1.0)
+            listener(CellProgress(fraction=fraction, message=f"measured at step {step}"))
+    except MeasurementError as error:
+        if not checkpoints:
+            raise
+        warnings.append(f"seed {seed}: training stopped after step {checkpoints[-1].step}: {error.detail}")
+    return tuple(checkpoints), tuple(warnings)
+
+
+def _trajectory(
+    request: JobRequest, setting: Setting, scaling: BlockScaling, batch: Callable[[int], Batch]
+) -> Iterator[tuple[int, StateMeasurement]]:
+    settings, names = request.measurement, [block.name for block in setting.network.blocks]
+    rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, names)
+    first = measure_state(setting, scaling.parameters, batch(0), rates)
+    yield 0, first
+    if settings.steps == 0:
+        return
+    master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
+    schedule = Schedule(settings.steps, constant=request.kind == "measure")
+    run = Run(request.optimizer, dict(zip(names, first.rates, strict=True)), master, schedule, settings.every)
+    yield from train(setting, scaling.parameters, batch, run)
+
+
+def _requested_rates(request: JobRequest, names: list[str]) -> Rates:
+    given = request.learning_rates
+    if given == "balanced":
+        return "balanced"
+    return {name: (lookup(name, given) or 0.0) if isinstance(given, dict) else float(given) for name in names}
+
+
+def _master_lr(request: JobRequest, first: StateMeasurement) -> float:
+    """δt for kind ``measure``: as requested, else from the feature step of the steady update under balanced rates."""
+    if request.measurement.master_lr is not None:
+        return request.measurement.master_lr
+    if request.learning_rates != "balanced" or first.relative_sensitivity == 0:
+        return 1.0
+    steady = UpdateRule.from_contract(request.optimizer).sustained().gain
+    return request.scaling.feature_step / first.relative_sensitivity / steady
