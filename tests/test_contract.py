@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
-from featurespeed.contract import FieldError, JobRequest, Mlp, SpecError, Transformer, parse_request, parse_request_json
+from featurespeed.contract import (
+    FieldError,
+    JobRequest,
+    Mlp,
+    ResNet,
+    SpecError,
+    Transformer,
+    parse_request,
+    parse_request_json,
+)
 from featurespeed.spec_files import load_spec
+from featurespeed_workers.architectures import build
 
 MLP = {"family": "mlp", "input_dim": 64, "width": 8, "depth": 4, "output_dim": 10}
 RESNET = {**MLP, "family": "resnet"}
@@ -97,6 +107,30 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
         "architecture.branch_scale.coeficient",
         1.0,
         "Extra inputs",
+    ),
+    (
+        {"architecture": {**RESNET, "branch_scale": {"target_angle": 1.6}}},
+        "architecture.branch_scale.target_angle",
+        1.6,
+        "less than 1.57",
+    ),
+    (
+        {"architecture": {**RESNET, "branch_scale": {"target_angle": 0}}},
+        "architecture.branch_scale.target_angle",
+        0,
+        "greater than 0",
+    ),
+    (
+        {"architecture": {**RESNET, "branch_scale": {"target_angle": 0.7, "coefficient": 1.0}}},
+        "architecture.branch_scale.coefficient",
+        1.0,
+        "Extra inputs",
+    ),
+    (
+        {"architecture": {**RESNET, "depth": 2, "branch_scale": {"target_angle": 0.7}}},
+        "architecture.branch_scale",
+        {"target_angle": 0.7},
+        "depth ≥ 3",
     ),
     # optimizers
     ({"optimizer": {"name": "sgd", "nesterov": True}}, "optimizer.nesterov", True, "needs momentum > 0"),
@@ -194,6 +228,19 @@ def test_branch_scale_is_a_number_or_a_power_of_the_depth() -> None:
     assert beta(1) == 1
     assert beta({"coefficient": 2.0, "depth_exponent": -0.5}) == pytest.approx(0.5)
     assert beta({}) == pytest.approx(0.25)
+
+
+def test_a_target_angle_has_no_beta_before_it_is_measured() -> None:
+    request = parse_request(spec(architecture={**RESNET, "branch_scale": {"target_angle": 0.7}}))
+    assert isinstance(request.architecture, ResNet)
+    assert parse_request_json(request.model_dump_json()) == request
+    with pytest.raises(ValueError, match=r"branch_scale: β for the angle 0\.7 is found by measuring"):
+        _ = request.architecture.beta
+    with pytest.raises(ValueError, match="branch_scale: β for the angle"):
+        build(request.architecture, seed=0)
+    assert request.architecture.with_beta(0.25).beta == 0.25
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        request.architecture.with_beta(1.5)
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))

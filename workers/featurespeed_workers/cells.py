@@ -6,20 +6,16 @@ Cells are deterministic in (request, seed): computing one again gives the same n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from featurespeed.contract import JobRequest, Report
 from featurespeed_workers import data, seeds
-from featurespeed_workers.directions import UpdateRule
-from featurespeed_workers.listening import CellProgress, Listener, ignore
-from featurespeed_workers.losses import loss_function
-from featurespeed_workers.measurement import Setting
-from featurespeed_workers.passes import Batch
+from featurespeed_workers.branch_scale import find_branch_scale, wants_angle, with_beta, with_notes
+from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
 from featurespeed_workers.seeds import Cell, device_name, seed_scaling
-from featurespeed_workers.starts import built, explicit, scaled
+from featurespeed_workers.starts import start
 from featurespeed_workers.trajectory import measured
 
 __all__ = ["Cell", "CellProgress", "Listener", "assemble", "ignore", "run_cell"]
@@ -42,24 +38,22 @@ def run_cell(
     dtype: torch.dtype = getattr(torch, request.measurement.dtype)
     listener(CellProgress(fraction=0.0, message="building the network"))
     source = data.load(request, dataset=dataset, dtype=dtype, device=where)
-    network = built(request, seed, dtype, where)
-    rule = UpdateRule.from_contract(request.optimizer)
-    setting = Setting(network, loss_function(request.loss), lambda name: rule, method=request.measurement.method)
-
-    def batch(step: int) -> Batch:
-        return source.batch(seed, step)
-
-    scaling = scaled(request, setting, batch, listener)
-    parameters = explicit(request, network, scaling.parameters, seed)
-    checkpoints, warnings = measured(request, seed, setting, replace(scaling, parameters=parameters), batch, listener)
+    branch_scale = None
+    if wants_angle(request):
+        branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
+        request, listener = with_beta(request, branch_scale.beta), portion(listener, 0.6, 1.0)
+    begun = start(request, seed, source, where, listener)
+    checkpoints, warnings = measured(request, seed, begun, listener)
+    scaling = with_notes(begun.scaling, branch_scale) if branch_scale else begun.scaling
     return Cell(
         seed=seed,
         device=device_name(where),
         dtype=request.measurement.dtype,
         threads=torch.get_num_threads(),
         checkpoints=checkpoints,
-        scaling=seed_scaling(network, scaling) if request.kind == "recommend" else None,
-        warnings=(*(f"seed {seed}: {w}" for w in scaling.warnings), *warnings),
+        scaling=seed_scaling(begun.setting.network, scaling) if request.kind == "recommend" else None,
+        branch_scale=branch_scale,
+        warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings),
     )
 
 

@@ -20,3 +20,14 @@ Listener = Callable[[CellProgress | MeasurementEvent], None]
 
 def ignore(event: CellProgress | MeasurementEvent) -> None:
     """A listener that does nothing."""
+
+
+def portion(listener: Listener, begin: float, end: float) -> Listener:
+    """A listener for a part of the work: its progress from 0 to 1 is the whole's from ``begin`` to ``end``."""
+
+    def tell(event: CellProgress | MeasurementEvent) -> None:
+        if isinstance(event, CellProgress):
+            event = CellProgress(fraction=begin + (end - begin) * event.fraction, message=event.message)
+        listener(event)
+
+    return tell

@@ -10,6 +10,7 @@ import torch
 
 from featurespeed.contract import (
     BlockRecommendation,
+    BranchScale,
     GeometricStatistic,
     Kind,
     LayerMeasurement,
@@ -70,6 +71,7 @@ class Cell(Model):
     threads: int
     checkpoints: tuple[Checkpoint, ...]
     scaling: SeedScaling | None = None
+    branch_scale: BranchScale | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -115,6 +117,7 @@ def assemble(
         kind=kind,
         recommendation=_recommendation(scalings, feature_step) if scalings else None,
         measurements=measurements,
+        branch_scale=first.branch_scale,
         warnings=tuple(dict.fromkeys([*(w for c in cells for w in c.warnings), *_doubts(cells)])),
         provenance=Provenance(
             featurespeed=__version__,

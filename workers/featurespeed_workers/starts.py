@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from featurespeed.contract import JobRequest, is_selected, lookup
 from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers.architectures import base_initialize, build
+from featurespeed_workers.data import Source
+from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.listening import CellProgress, Listener
+from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch
@@ -19,7 +23,30 @@ from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.rules.table import closed_form, table1_of
 
 
-def built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.device) -> Network:
+@dataclass(frozen=True)
+class Start:
+    """A network at its initial parameters, what is needed to measure it there, and its batches by step."""
+
+    setting: Setting
+    scaling: BlockScaling
+    batch: Callable[[int], Batch]
+
+
+def start(request: JobRequest, seed: int, source: Source, device: torch.device, listener: Listener) -> Start:
+    """The start of ``request`` under one seed; raises MeasurementError for a network that cannot be scaled."""
+    network = _built(request, seed, getattr(torch, request.measurement.dtype), device)
+    rule = UpdateRule.from_contract(request.optimizer)
+    setting = Setting(network, loss_function(request.loss), lambda name: rule, method=request.measurement.method)
+
+    def batch(step: int) -> Batch:
+        return source.batch(seed, step)
+
+    scaling = _scaled(request, setting, batch, listener)
+    parameters = _explicit(request, network, scaling.parameters, seed)
+    return Start(setting, replace(scaling, parameters=parameters), batch)
+
+
+def _built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.device) -> Network:
     """The network at the rule's starting point; frozen blocks require no gradient."""
     network = build(request.architecture, seed=seed)
     if request.rule == "fsc":
@@ -34,7 +61,7 @@ def built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.devi
     return network
 
 
-def scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch], listener: Listener) -> BlockScaling:
+def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch], listener: Listener) -> BlockScaling:
     """Scales and rates by the request's rule."""
     network = setting.network
     parameters: dict[str, Tensor] = dict(network.module.named_parameters())
@@ -50,7 +77,7 @@ def scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch],
     return closed_form(request, network, parameters)
 
 
-def explicit(request: JobRequest, network: Network, parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+def _explicit(request: JobRequest, network: Network, parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Parameters with the request's own ``initialization`` on top."""
     parameters = dict(parameters)
     if request.initialization is not None:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from featurespeed.contract import JobRequest, MeasurementEvent, lookup
 from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener
-from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
-from featurespeed_workers.passes import Batch
-from featurespeed_workers.rules.scaling import BlockScaling
+from featurespeed_workers.measurement import Rates, StateMeasurement, measure_state
 from featurespeed_workers.seeds import Checkpoint
+from featurespeed_workers.starts import Start
 from featurespeed_workers.training import Run, Schedule, train
 
 
 def measured(
-    request: JobRequest,
-    seed: int,
-    setting: Setting,
-    scaling: BlockScaling,
-    batch: Callable[[int], Batch],
-    listener: Listener,
+    request: JobRequest, seed: int, begun: Start, listener: Listener
 ) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
     """The measurement at initialization and, with ``steps``, along training; and what went wrong on the way."""
     checkpoints, warnings = [], []
     steps = request.measurement.steps
     try:
-        for step, found in _trajectory(request, setting, scaling, batch):
+        for step, found in _trajectory(request, begun):
             checkpoints.append(Checkpoint(step=step, measurement=found))
             angles = tuple(layer.angle for layer in found.layers)
             listener(MeasurementEvent(seed=seed, step=step, loss=found.loss, angles=angles))
@@ -40,19 +34,18 @@ def measured(
     return tuple(checkpoints), tuple(warnings)
 
 
-def _trajectory(
-    request: JobRequest, setting: Setting, scaling: BlockScaling, batch: Callable[[int], Batch]
-) -> Iterator[tuple[int, StateMeasurement]]:
-    settings, names = request.measurement, [block.name for block in setting.network.blocks]
+def _trajectory(request: JobRequest, begun: Start) -> Iterator[tuple[int, StateMeasurement]]:
+    settings, scaling = request.measurement, begun.scaling
+    names = [block.name for block in begun.setting.network.blocks]
     rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, names)
-    first = measure_state(setting, scaling.parameters, batch(0), rates)
+    first = measure_state(begun.setting, scaling.parameters, begun.batch(0), rates)
     yield 0, first
     if settings.steps == 0:
         return
     master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
     schedule = Schedule(settings.steps, constant=request.kind == "measure")
     run = Run(request.optimizer, dict(zip(names, first.rates, strict=True)), master, schedule, settings.every)
-    yield from train(setting, scaling.parameters, batch, run)
+    yield from train(begun.setting, scaling.parameters, begun.batch, run)
 
 
 def _requested_rates(request: JobRequest, names: list[str]) -> Rates:

@@ -107,6 +107,9 @@ def training_table(measurements: tuple[Measurement, ...]) -> Table:
 
 def footer(report: Report) -> Iterator[str]:
     """What concerns the whole network, one line each."""
+    if (found := report.branch_scale) is not None:
+        angle = f"angle {found.angle:.3f} reached, {found.target_angle:.4g} asked"
+        yield f"branch scale     {found.beta:g}   (β; {angle})"
     if (advice := report.recommendation) is not None:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
         if advice.relative_sensitivity is not None:

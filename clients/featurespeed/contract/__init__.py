@@ -1,7 +1,8 @@
 """The contract: what goes over the wire. Service and workers import these models from here."""
 
-from featurespeed.contract.architecture import Architecture, DepthPower, Image, Mlp, ResNet, Transformer
+from featurespeed.contract.architecture import Architecture, DepthPower, Image, Mlp, ResNet, TargetAngle, Transformer
 from featurespeed.contract.data import Data, Dataset, Digits, Gaussian, Sphere, Tokens
+from featurespeed.contract.evidence import BranchScale
 from featurespeed.contract.job import (
     TERMINAL,
     FieldError,
@@ -45,6 +46,7 @@ __all__ = [
     "AdamW",
     "Architecture",
     "BlockRecommendation",
+    "BranchScale",
     "Data",
     "Dataset",
     "DepthPower",
@@ -77,6 +79,7 @@ __all__ = [
     "Sphere",
     "Statistic",
     "Status",
+    "TargetAngle",
     "Tokens",
     "Transformer",
     "group_of",

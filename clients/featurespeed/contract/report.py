@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from featurespeed.contract.base import Model
+from featurespeed.contract.evidence import BranchScale
 from featurespeed.contract.request import Kind
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Report(Model):
     kind: Kind
     recommendation: Recommendation | None = None
     measurements: tuple[Measurement, ...]
+    branch_scale: BranchScale | None = None
     warnings: tuple[str, ...] = ()
     provenance: Provenance
 

@@ -13,7 +13,15 @@ from featurespeed.contract.job import FieldError
 from featurespeed.contract.request import JobRequest
 
 _TAGGED_UNIONS = {"architecture", "data", "optimizer"}
-_UNION_MEMBERS = {"DepthPower", "float", "constrained-float", "literal['balanced']", "dict[str,constrained-float]"}
+_UNION_MEMBERS = {
+    "DepthPower",
+    "TargetAngle",
+    "tagged-union[DepthPower,TargetAngle]",
+    "float",
+    "constrained-float",
+    "literal['balanced']",
+    "dict[str,constrained-float]",
+}
 _SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
 _OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
