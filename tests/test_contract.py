@@ -30,6 +30,7 @@ VISION = {"family": "transformer", "layers": 2, "width": 8, "heads": 2, "image":
 SPEC = {"kind": "recommend", "architecture": MLP, "data": {"kind": "digits"}, "loss": "cross_entropy"}
 MEASURE = {"kind": "measure"}
 GAUSSIAN = {"kind": "gaussian"}
+NONE = {"input": 0.0, "hidden": 0.0, "output": 0.0}
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -155,6 +156,30 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
     ({**MEASURE, "initialization": {"input": -1.0}}, "initialization.input", -1.0, "greater than or equal to 0"),
     ({**MEASURE, "learning_rates": {"input": 1.0}}, "learning_rates", {"input": 1.0}, "no rate for block 'hidden_2'"),
     ({**MEASURE, "learning_rates": -1.0}, "learning_rates", -1.0, "greater than or equal to 0"),
+    # weights of the contributions
+    ({"scaling": {"contributions": {}}}, "scaling.contributions", {}, "at least 1 item"),
+    ({"scaling": {"contributions": {"input": -1.0}}}, "scaling.contributions.input", -1.0, "or equal to 0"),
+    ({"scaling": {"contributions": {"output": 2e6}}}, "scaling.contributions.output", 2e6, "or equal to 1000000"),
+    ({"scaling": {"contributions": {"head": 1.0}}}, "scaling.contributions.head", "head", "'input', 'hidden' or"),
+    ({"scaling": {"contributions": NONE}}, "scaling.contributions", NONE, "one must be positive"),
+    (
+        {"scaling": {"contributions": {"hidden": 0.0}}, "frozen": ["input", "output"]},
+        "scaling.contributions",
+        {"hidden": 0.0},
+        "one must be positive",
+    ),
+    (
+        {"scaling": {"rule": "pytorch_default", "contributions": {"input": 2.0}}},
+        "scaling.contributions",
+        {"input": 2.0},
+        "rule 'pytorch_default' has rates of its own",
+    ),
+    (
+        {**MEASURE, "learning_rates": 0.1, "scaling": {"contributions": {"input": 2.0}}},
+        "scaling.contributions",
+        {"input": 2.0},
+        "needs learning_rates 'balanced'",
+    ),
 ]
 
 

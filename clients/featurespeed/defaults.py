@@ -8,6 +8,8 @@ nets and ResNets lost 0.08 to 0.42 in mean log-loss. On some nets another pair d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 RELATIVE_SENSITIVITY = 0.25
 """τ: relative speed of the last hidden feature per unit of loss decay, (‖ḟ_{L-1}‖ / ‖f_{L-1}‖) / (−L̇).
 
@@ -17,6 +19,20 @@ FEATURE_STEP = 1.0
 """κ: nominal relative change of f_{L-1} in one step at peak learning rate, δt · ‖ḟ_{L-1}‖ / ‖f_{L-1}‖.
 
 The best κ was between 0.5 and 4 on every net, mostly 1 to 2, while the best δt moved 30-fold."""
+
+CONTRIBUTIONS: Mapping[str, float] = {"input": 1.0, "hidden": 1.0, "output": 1.0}
+"""Weight of every block of a group in the loss decay: C_l is its block's weight over the sum of all weights.
+
+Equal weights are Eq. 8, and what the experiments above had. Thm 6.3 asks only for C_1 + C_hid = Θ(1), C_L = O(1)."""
+
+CONTRIBUTIONS_BY_OPTIMIZER: Mapping[str, Mapping[str, float]] = {}
+"""Weights that are others for an optimizer, by its name in the contract and by group; these win. None so far."""
+
+
+def contribution_weights(optimizer: str) -> dict[str, float]:
+    """The weights of the three groups for an optimizer, by its name in the contract."""
+    return {**CONTRIBUTIONS, **CONTRIBUTIONS_BY_OPTIMIZER.get(optimizer, {})}
+
 
 WARMUP_FRACTION = 0.05
 """Part of the training over which the learning rates rise linearly from 0: all experiments had it."""

@@ -37,7 +37,7 @@ class ServiceProcess:
         self._environment = {
             **os.environ,
             **{f"FEATURESPEED_{name.upper()}": str(value) for name, value in (chosen | settings).items()},
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "STAND_IN_LOG": str(self.computed),
         }
         self.process = None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from featurespeed.contract import Adam, AdamW, Optimizer, Report, Sgd
-from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY
+from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Method, Rates, Setting, StateMeasurement, measure_state
@@ -38,6 +39,7 @@ def measure(
     optimizer: AnyOptimizer = "sgd",
     blocks: Blocks | None = None,
     learning_rates: float | Mapping[str, float] | Literal["balanced", "optimizer"] = "balanced",
+    contributions: Mapping[str, float] | None = None,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -47,7 +49,9 @@ def measure(
     iterable of (inputs, targets), of which the first is used, or a function from a seed to one. ``optimizer``: a name
     or a contract optimizer (both at a fresh state), or your torch optimizer, whose state is then the present one.
     ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
-    optimizer's groups. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
+    optimizer's groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
+    their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
+    weights. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
@@ -58,7 +62,8 @@ def measure(
         network = _network(model, seed, blocks, None)
         setting = _setting(network, loss, optimizer, method, own_rates=learning_rates == "optimizer")
         [batch] = _first(batches, seed, 1)
-        found = measure_state(setting, _parameters(network), batch, _rates(network, learning_rates))
+        weights = None if contributions is None else _weights(setting, contributions)
+        found = measure_state(setting, _parameters(network), batch, _rates(network, learning_rates, weights))
         cells.append(_cell(network, seed, found))
     return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
@@ -73,6 +78,7 @@ def recommend(
     branches: Mapping[str, Sequence[str]] | None = None,
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
     feature_step: float = FEATURE_STEP,
+    contributions: Mapping[str, float] | None = None,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -93,6 +99,7 @@ def recommend(
             chosen,
             relative_sensitivity=relative_sensitivity,
             feature_step=feature_step,
+            contributions=_weights(setting, contributions or {}),
         )
         fresh = replace(setting, state=lambda name: {})
         cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
@@ -110,6 +117,18 @@ def _check(method: str, seeds: Sequence[int], **positive: float) -> None:
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: must be positive, got {value}")
+
+
+def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each group in the loss decay: as given, else the default for the optimizer."""
+    trained = [name for name, p in setting.network.module.named_parameters() if p.requires_grad]
+    defaults = contribution_weights(setting.rule(trained[0]).name if trained else "")
+    for group, weight in given.items():
+        if group not in defaults:
+            raise ValueError(f"contributions: unknown group {group!r}; groups are {', '.join(defaults)}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"contributions: the weight of {group!r} must be finite and not negative, got {weight}")
+    return {**defaults, **given}
 
 
 def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:
@@ -166,9 +185,11 @@ def _setting_of(
     return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
 
 
-def _rates(network: Network, rates: float | Mapping[str, float] | str) -> Rates:
+def _rates(network: Network, rates: float | Mapping[str, float] | str, weights: Mapping[str, float] | None) -> Rates:
     if rates == "balanced":
-        return "balanced"
+        return "balanced" if weights is None else Balance.of(network, weights)
+    if weights is not None:
+        raise ValueError("contributions: needs learning_rates 'balanced', not explicit ones")
     names = [block.name for block in network.blocks]
     if isinstance(rates, Mapping):
         if missing := [name for name in names if name not in rates]:

@@ -40,6 +40,9 @@ def residual(inner: float, decay: float, backward_norm: float, speed_norm: float
     return 0.0 if difference == 0 else difference / scale if scale > 0 else math.inf
 
 
-def balanced_rate(trained_blocks: int, unit_contribution: float) -> float:
-    """η_l = 1 / (L · ⟨∇_l L, u_l⟩): Eq. 8 for any unit-rate direction u_l (for gradient descent 1/(L ‖∇_l L‖²))."""
-    return 1.0 / (trained_blocks * unit_contribution)
+def balanced_rate(share: float, unit_contribution: float) -> float:
+    """η_l = C_l / ⟨∇_l L, u_l⟩: the rate along direction u_l at which block l contributes ``share`` = C_l.
+
+    Shares of all blocks add up to 1. Equal ones, 1/L, are Eq. 8: η_l = 1/(L ‖∇_l L‖²) for gradient descent.
+    """
+    return share / unit_contribution

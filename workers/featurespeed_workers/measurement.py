@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from featurespeed_workers import formula, velocity
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.directions import State, UpdateRule
 from featurespeed_workers.errors import MeasurementError
@@ -69,8 +70,8 @@ class Setting:
     method: Method = "exact"
 
 
-Rates = Mapping[str, float] | Literal["balanced"]
-"""η_l by block name, or Eq. 8 from the contributions measured here."""
+Rates = Mapping[str, float] | Literal["balanced"] | Balance
+"""η_l by block name; or such that contributions are equal (Eq. 8) or as a Balance says, from what is measured here."""
 
 
 def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates: Rates) -> StateMeasurement:
@@ -151,19 +152,10 @@ def _shared_storage(tensors: Sequence[Tensor]) -> set[int]:
 
 def _rates(network: Network, updates: Mapping[str, _Update], units: list[float], rates: Rates) -> list[float]:
     trains = [any(name in updates for name in block.parameters) for block in network.blocks]
-    if rates != "balanced":
+    if isinstance(rates, Mapping):
         return [rates[block.name] if on else 0.0 for block, on in zip(network.blocks, trains, strict=True)]
-    etas = []
-    for block, on, unit in zip(network.blocks, trains, units, strict=True):
-        if on and not math.isfinite(unit):
-            raise MeasurementError("not-finite", f"the gradient of block {block.name!r} is not finite")
-        if on and unit == 0:
-            raise MeasurementError("zero-gradient", f"the gradient of block {block.name!r} is zero: it cannot learn")
-        if on and unit < 0:
-            reason = "its update increases the loss (momentum or weight decay against the gradient)"
-            raise MeasurementError("no-balance", f"block {block.name!r} has no balanced learning rate: {reason}")
-        etas.append(formula.balanced_rate(sum(trains), unit) if on else 0.0)
-    return etas
+    balance = Balance.even(network) if rates == "balanced" else rates
+    return balance.rates(trains, units)
 
 
 def _speeds(

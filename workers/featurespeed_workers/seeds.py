@@ -52,6 +52,7 @@ class SeedScaling(Model):
     master_lr: float
     relative_sensitivity: float | None
     notes: dict[str, str]
+    contributions: dict[str, float] | None = None
     tensors: tuple[Tensors, ...]
 
 
@@ -90,6 +91,7 @@ def seed_scaling(network: Network, scaling: BlockScaling) -> SeedScaling:
         master_lr=scaling.master_lr,
         relative_sensitivity=scaling.relative_sensitivity,
         notes=scaling.notes,
+        contributions=scaling.contributions,
         tensors=tuple(tensors),
     )
 
@@ -189,6 +191,7 @@ def _recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomm
         warmup_fraction=WARMUP_FRACTION,
         master_lr_over_seeds=master,
         relative_sensitivity_over_seeds=tau,
+        contributions=seeds[0].contributions,
         blocks=tuple(
             BlockRecommendation(
                 index=i + 1,

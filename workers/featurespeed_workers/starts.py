@@ -72,6 +72,7 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             [batch(step) for step in range(RECOMMENDATION_BATCHES)],
             relative_sensitivity=request.scaling.relative_sensitivity,
             feature_step=request.scaling.feature_step,
+            contributions=request.contributions,
             tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
     return closed_form(request, network, parameters)

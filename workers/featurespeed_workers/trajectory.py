@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featurespeed.contract import JobRequest, MeasurementEvent, lookup
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener
 from featurespeed_workers.measurement import Rates, StateMeasurement, measure_state
+from featurespeed_workers.network import Network
 from featurespeed_workers.seeds import Checkpoint
 from featurespeed_workers.starts import Start
 from featurespeed_workers.training import Run, Schedule, train
@@ -37,7 +39,7 @@ def measured(
 def _trajectory(request: JobRequest, begun: Start) -> Iterator[tuple[int, StateMeasurement]]:
     settings, scaling = request.measurement, begun.scaling
     names = [block.name for block in begun.setting.network.blocks]
-    rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, names)
+    rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, begun.setting.network)
     first = measure_state(begun.setting, scaling.parameters, begun.batch(0), rates)
     yield 0, first
     if settings.steps == 0:
@@ -48,10 +50,10 @@ def _trajectory(request: JobRequest, begun: Start) -> Iterator[tuple[int, StateM
     yield from train(begun.setting, scaling.parameters, begun.batch, run)
 
 
-def _requested_rates(request: JobRequest, names: list[str]) -> Rates:
-    given = request.learning_rates
+def _requested_rates(request: JobRequest, network: Network) -> Rates:
+    given, names = request.learning_rates, [block.name for block in network.blocks]
     if given == "balanced":
-        return "balanced"
+        return "balanced" if request.scaling.contributions is None else Balance.of(network, request.contributions)
     return {name: (lookup(name, given) or 0.0) if isinstance(given, dict) else float(given) for name in names}
 
 

@@ -54,7 +54,7 @@ def recommendation_table(recommendation: Recommendation, measured: Measurement |
             Text(block.name),
             number(block.init_std),
             factor(block.init_std_over_seeds),
-            number(block.lr) if block.lr else "0 (frozen)",
+            number(block.lr) if block.lr else "0 (does not train)",
             factor(block.lr_over_seeds) if block.lr else "",
             spread(layer.angle) if layer else "",
             number(layer.feature_rms.mean) if layer else "",
@@ -114,6 +114,9 @@ def footer(report: Report) -> Iterator[str]:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
         if advice.relative_sensitivity is not None:
             yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {number(advice.feature_step)} asked"
+        if advice.contributions is not None and set(advice.contributions.values()) != {1.0}:
+            weights = ", ".join(f"{group} {number(weight)}" for group, weight in advice.contributions.items())
+            yield f"contributions    {weights}   (weight of each block in the loss decay)"
         yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
         if advice.output_multiplier != 1:
             yield f"output factor    {number(advice.output_multiplier)}"

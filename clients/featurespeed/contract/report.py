@@ -125,7 +125,8 @@ class Recommendation(Model):
     ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ
     that was reached, ``feature_step`` the κ that was asked.
     ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
-    τ and κ are ``None`` for rules that do not use them.
+    ``contributions``: the weight of each group's blocks in the loss decay, behind the block rates.
+    τ, κ and the weights are ``None`` for rules that do not use them.
     """
 
     master_lr: float
@@ -135,6 +136,7 @@ class Recommendation(Model):
     warmup_fraction: float
     master_lr_over_seeds: GeometricStatistic
     relative_sensitivity_over_seeds: GeometricStatistic | None
+    contributions: dict[str, float] | None = None
     blocks: tuple[BlockRecommendation, ...]
     parameters: tuple[ParameterRecommendation, ...]
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from featurespeed.contract.architecture import Architecture, Mlp, Transformer
 from featurespeed.contract.base import Model, Positive, Seed
 from featurespeed.contract.data import Data, Digits, Gaussian, Sphere, Tokens
-from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY
+from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY, contribution_weights
 
 Kind = Literal["measure", "recommend"]
 Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
@@ -55,13 +55,23 @@ class AdamW(_Adam):
 Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
 
 
+Group = Literal["input", "hidden", "output"]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Scaling(Model):
-    """How scales and rates are chosen. ``rule`` defaults to ``fsc``, for ``measure`` to ``pytorch_default``."""
+    """How scales and rates are chosen. ``rule`` defaults to ``fsc``, for ``measure`` to ``pytorch_default``.
+
+    ``contributions``: the weight of every block of a group in the loss decay. Balanced rates give each block that
+    trains the part (its weight) / (sum of their weights); a block of weight 0 has rate 0. Groups that are not named
+    have their default weight (see :mod:`featurespeed.defaults`).
+    """
 
     rule: Rule | None = None
     granularity: Literal["block"] = "block"
     relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
     feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
+    contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
 
 
 class MeasurementSettings(Model):
@@ -118,9 +128,15 @@ class JobRequest(Model):
         """The scaling rule: the one asked for, else the kind's default."""
         return self.scaling.rule or ("fsc" if self.kind == "recommend" else "pytorch_default")
 
+    @property
+    def contributions(self) -> dict[str, float]:
+        """The weight of each group in the loss decay: as asked, else the default for the optimizer."""
+        given = self.scaling.contributions or {}
+        return contribution_weights(self.optimizer.name) | {str(group): weight for group, weight in given.items()}
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for check in (_check_data, _check_targets, _check_rule, _check_blocks):
+        for check in (_check_data, _check_targets, _check_rule, _check_blocks, _check_contributions):
             check(self)
         return self
 
@@ -200,6 +216,18 @@ def _check_blocks(request: JobRequest) -> None:
         missing = [name for name in names if lookup(name, rates) is None and not is_selected(name, request.frozen)]
         if missing:
             raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
+
+
+def _check_contributions(request: JobRequest) -> None:
+    """Weights must speak of rates that are balanced, and leave a block that trains."""
+    given = request.scaling.contributions is not None
+    if given and request.kind == "recommend" and request.rule != "fsc":
+        raise ValueError(f"scaling.contributions: rule {request.rule!r} has rates of its own; only 'fsc' takes weights")
+    if given and request.learning_rates != "balanced":
+        raise ValueError("scaling.contributions: needs learning_rates 'balanced', not explicit ones")
+    trained = [name for name in request.architecture.block_names if not is_selected(name, request.frozen)]
+    if not any(request.contributions[group_of(name)] for name in trained):
+        raise ValueError("scaling.contributions: every block that trains has weight 0; one must be positive")
 
 
 def _shortened(names: list[str]) -> list[str]:

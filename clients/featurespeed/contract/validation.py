@@ -22,6 +22,7 @@ _UNION_MEMBERS = {
     "literal['balanced']",
     "dict[str,constrained-float]",
 }
+_MAP_KEY = "[key]"  # in a path, after a key that is not allowed
 _SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
 _OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
@@ -93,7 +94,8 @@ def _alternatives(faults: list[FieldError]) -> FieldError:
 def _field_error(item: ErrorDetails) -> FieldError:
     loc, value = item["loc"], item.get("input")
     message = item["msg"].removeprefix("Value error, ")
-    parts = [str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] in _TAGGED_UNIONS) and p not in _UNION_MEMBERS]
+    unsaid = {*_UNION_MEMBERS, _MAP_KEY}
+    parts = [str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] in _TAGGED_UNIONS) and p not in unsaid]
     if item["type"] == "missing":
         value = None
     if item["type"].startswith("union_tag"):

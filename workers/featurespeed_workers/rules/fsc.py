@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY
-from featurespeed_workers import formula
+from featurespeed.defaults import CONTRIBUTIONS, FEATURE_STEP, RELATIVE_SENSITIVITY
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import RuleOf, Setting, measure_state
 from featurespeed_workers.network import Network, Scalable
@@ -29,21 +29,24 @@ def fsc(
     *,
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
     feature_step: float = FEATURE_STEP,
+    contributions: Mapping[str, float] = CONTRIBUTIONS,
     tell: Tell = lambda fraction, message: None,
 ) -> BlockScaling:
     """Scale every block: SP by forward rescaling, FL by the output scale, BC and LD by Eq. 8, then δt = κ/τ.
 
+    ``contributions`` are the weights by group of the blocks' contributions to the loss decay; equal ones are Eq. 8.
     The direction is the one that ``setting``'s optimizer settles to (see UpdateRule.sustained), from a fresh state.
     Raises MeasurementError for a network that cannot be scaled, naming the first layer concerned.
     """
     setting = replace(setting, rule=_sustained(setting.rule), state=lambda name: {})
+    balance = Balance.of(setting.network, contributions)
     tell(0.0, "forward features")
     *hidden, output = setting.network.blocks
     scalables = [(block.name, s) for block in hidden for s in block.scalables]
     forward = scale_features(setting.network, parameters, batches, scalables)
 
     def try_scale(scale: float) -> Trial:
-        return _try(setting, _scaled(forward.parameters, output.scalables, scale), batches, scale)
+        return _try(setting, _scaled(forward.parameters, output.scalables, scale), batches, scale, balance)
 
     found = find_output_scale(
         try_scale, relative_sensitivity, lambda round_: tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
@@ -51,10 +54,11 @@ def fsc(
     trial, reached = found.trial, found.shortfall is None
     return BlockScaling(
         parameters=_scaled(forward.parameters, output.scalables, trial.scale),
-        rates=_balanced(setting.network, forward.parameters, trial.unit_contributions),
+        rates=_balanced(setting.network, forward.parameters, trial.unit_contributions, balance),
         master_lr=feature_step / (relative_sensitivity if reached else trial.relative_sensitivity),
         relative_sensitivity=trial.relative_sensitivity,
-        notes=_notes(forward),
+        contributions=dict(contributions),
+        notes=_notes(forward, balance),
         warnings=(*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])),
     )
 
@@ -63,9 +67,9 @@ def _sustained(rule: RuleOf) -> RuleOf:
     return lambda name: rule(name).sustained()
 
 
-def _try(setting: Setting, parameters: Parameters, batches: Sequence[Batch], scale: float) -> Trial:
+def _try(setting: Setting, parameters: Parameters, batches: Sequence[Batch], scale: float, balance: Balance) -> Trial:
     """τ and ⟨∇_l, u_l⟩ at one output scale: means over the batches, each under its own balanced rates."""
-    found = [measure_state(setting, parameters, batch, "balanced") for batch in batches]
+    found = [measure_state(setting, parameters, batch, balance) for batch in batches]
     tau = statistics.fmean(m.relative_sensitivity for m in found)
     if tau == 0:
         raise MeasurementError("no-feature-motion", "the last hidden feature does not move: no block before it trains")
@@ -80,22 +84,20 @@ def _scaled(parameters: Mapping[str, Tensor], scalables: Sequence[Scalable], sca
     return scaled
 
 
-def _balanced(network: Network, parameters: Parameters, units: Sequence[float]) -> dict[str, float]:
-    """BC and LD: Eq. 8 from the contributions averaged over the batches; 0 for a frozen block."""
+def _balanced(network: Network, parameters: Parameters, units: Sequence[float], balance: Balance) -> dict[str, float]:
+    """BC and LD: balanced rates from the contributions averaged over the batches; 0 for a frozen block."""
     trains = [any(parameters[n].requires_grad for n in block.parameters) for block in network.blocks]
-    return {
-        block.name: formula.balanced_rate(sum(trains), unit) if on else 0.0
-        for block, on, unit in zip(network.blocks, trains, units, strict=True)
-    }
+    return dict(zip(balance.names, balance.rates(trains, units), strict=True))
 
 
-def _notes(forward: Forwarded) -> dict[str, str]:
-    """What a reader must know of a block: which of its scales are as they were, and why."""
+def _notes(forward: Forwarded, balance: Balance) -> dict[str, str]:
+    """What a reader must know of a block: which of its scales are as they were and why, or that it has no rate."""
     why = {
         "its scale is immaterial, as behind a norm layer": forward.immaterial,
         "no scale brings its output to its target": forward.unreached,
     }
-    notes: dict[str, list[str]] = {}
+    weights = dict(zip(balance.names, balance.weights, strict=True))
+    notes = {name: ["its contribution weight is 0"] for name, weight in weights.items() if weight == 0}
     for reason, scalables in why.items():
         for block, scalable in scalables:
             notes.setdefault(block, []).append(f"{scalable.module}: left as it was, {reason}")

@@ -12,13 +12,15 @@ class BlockScaling:
     """A scaling of every block for one seed.
 
     ``rates`` are the block learning rates η_l by block name, the master learning rate δt left out;
-    ``relative_sensitivity`` is the τ that was reached (``None`` for a rule that does not measure it).
+    ``relative_sensitivity`` is the τ that was reached, ``contributions`` are the weights by group that were asked for
+    (``None`` for a rule that knows neither).
     """
 
     parameters: dict[str, Tensor]
     rates: dict[str, float]
     master_lr: float
     relative_sensitivity: float | None
+    contributions: dict[str, float] | None = None
     notes: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     stds: dict[str, float] = field(default_factory=dict)
