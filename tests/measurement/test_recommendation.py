@@ -94,8 +94,15 @@ def test_with_momentum_the_rates_are_for_the_step_that_training_takes() -> None:
             assert b.init_std == pytest.approx(a.init_std, rel=1e-9)
 
 
-def test_frozen_blocks_keep_their_scale_and_get_no_rate() -> None:
-    report = ask(MLP, frozen=["input", "output"])
+def test_frozen_blocks_are_scaled_as_others_and_get_no_rate() -> None:
+    """A layer that is drawn and never trained, as in the paper's experiments, needs a scale like any other."""
+    report, free = ask(MLP, frozen=["input", "output"]), ask(MLP)
+    scales = [block.init_std for block in report.recommendation.blocks]
+    assert scales[:-1] == pytest.approx([block.init_std for block in free.recommendation.blocks[:-1]], rel=1e-12)
+    assert scales[0] != pytest.approx(1 / 8, rel=0.01)  # digits' inputs are smaller than the start 1/√64 supposes
+    assert all(layer.feature_rms.mean == pytest.approx(1.0, rel=0.05) for layer in report.measurements[0].layers[:-1])
+    assert report.recommendation.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert scales[-1] != pytest.approx(free.recommendation.blocks[-1].init_std, rel=0.05)  # fewer blocks move f_{L-1}
     rates = [block.lr for block in report.recommendation.blocks]
     assert rates[0] == rates[-1] == 0
     assert all(rate > 0 for rate in rates[1:-1])
