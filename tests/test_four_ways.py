@@ -55,7 +55,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with ServiceProcess(tmp_path_factory.mktemp("service"), engine="featurespeed_workers.cells") as service:
+    with ServiceProcess(tmp_path_factory.mktemp("service"), engine="featurespeed_workers.stages") as service:
         service.wait_ready()
         yield str(service.http.base_url)
 

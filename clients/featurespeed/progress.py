@@ -70,8 +70,8 @@ class LineListener:
 
 
 def described(progress: Progress) -> str:
-    """What is being done, and how many seeds are done."""
-    done = f"{progress.cells_done}/{progress.cells_total} seeds"
+    """What is being done, and how many cells are done."""
+    done = f"{progress.cells_done}/{progress.cells_total} done"
     return f"{done}, {progress.message}" if progress.message else done
 
 

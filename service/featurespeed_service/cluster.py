@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ for _name, _value in LOCAL_ENVIRONMENT.items():
 import ray  # noqa: E402
 
 from featurespeed_workers.ray_tasks import CellCall, Item, cell_task, warm_up_task  # noqa: E402
+from featurespeed_workers.stages import CellKey  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,14 @@ class Cluster:
         ready, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
         return len(ready) == len(references)
 
-    def submit(self, request: str, seed: int, dataset: Path | None) -> CellTask:
-        """Start a cell."""
+    def submit(self, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: Path | None) -> CellTask:
+        """Start a cell; request and inputs, the finished cells that it is given, as JSON."""
         options = self._options()
         call = CellCall(
             engine=self._settings.engine,
             request=request,
-            seed=seed,
+            key=key,
+            inputs=inputs,
             dataset=str(dataset.absolute()) if dataset is not None else None,
             device="cuda" if options["num_gpus"] else "cpu",
             threads=self._settings.threads,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 
-from featurespeed_service.schema import metadata
+from featurespeed_service.schema import cells, metadata
 
 Clock = Callable[[], int]
 """The time in microseconds since 1970."""
@@ -33,7 +33,9 @@ class Database:
         self.clock = clock
         self._engine = _engine(url)
         self._writer = self._engine.execution_options(**{_WRITES: True})
-        metadata.create_all(self._writer)
+        with self.writing() as connection:
+            _drop_older_cells(connection)
+            metadata.create_all(connection)
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction that changes nothing."""
@@ -46,6 +48,13 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def _drop_older_cells(connection: Connection) -> None:
+    """Remove a table of cells from before they had keys: jobs and reports stay, unfinished jobs begin again."""
+    found = inspect(connection)
+    if found.has_table(cells.name) and {c["name"] for c in found.get_columns(cells.name)} != set(cells.c.keys()):
+        cells.drop(connection)
 
 
 def _engine(url: str) -> Engine:

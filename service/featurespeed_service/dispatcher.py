@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-from importlib import import_module
-from types import FrameType, ModuleType
+from types import FrameType
 
 from featurespeed.contract import JobError, SpecError
 from featurespeed_service.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
@@ -27,7 +26,8 @@ from featurespeed_service.settings import Settings
 from featurespeed_service.sql_store import open_store
 from featurespeed_service.store import Lease, LeaseLost, LeaseStore
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.ray_tasks import Item, job_error
+from featurespeed_workers.ray_tasks import Item, job_error, load_engine
+from featurespeed_workers.stages import CellKey, Engine
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ CLUSTER_LOST = 75
 class Dispatcher:
     """Works on jobs until it is told to stop. One thread: every decision is made in :meth:`step`."""
 
-    def __init__(self, store: LeaseStore, cluster: Cluster, settings: Settings, engine: ModuleType) -> None:
+    def __init__(self, store: LeaseStore, cluster: Cluster, settings: Settings, engine: Engine) -> None:
         self._store = store
         self._cluster = cluster
         self._settings = settings
@@ -109,7 +109,7 @@ class Dispatcher:
                 return
             log.info("job %s: attempt %d, %d cells done", claim.job.id, claim.lease.attempt, len(claim.cells))
             dataset = dataset_path(self._settings.datasets_dir, claim.job.request)
-            self._jobs[claim.lease] = RunningJob(claim, dataset)
+            self._jobs[claim.lease] = RunningJob(claim, dataset, self._engine)
 
     def _submit(self) -> None:
         """Fill the free slots, always from the job with the fewest cells running: no job waits behind a larger one."""
@@ -118,8 +118,8 @@ class Dispatcher:
             if not waiting:
                 return
             job = min(waiting, key=lambda job: len(job.tasks))
-            seed = job.waiting.popleft()
-            job.start(seed, self._cluster.submit(job.request_json, seed, job.dataset))
+            key = job.waiting.popleft()
+            job.start(key, self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset))
 
     def _hear(self, task: CellTask, heard: Item | Ended) -> None:
         if isinstance(heard, Ended):
@@ -132,16 +132,16 @@ class Dispatcher:
         elif isinstance(heard, Item):
             job.hear(task, heard)
         else:
-            seed = job.tasks.pop(task)
-            if seed not in job.done:
-                self._ended_early(job, seed, heard)
+            key = job.tasks.pop(task)
+            if key not in job.done:
+                self._ended_early(job, key, heard)
 
-    def _ended_early(self, job: RunningJob, seed: int, ended: Ended) -> None:
+    def _ended_early(self, job: RunningJob, key: CellKey, ended: Ended) -> None:
         if ended.how == "error":
             self._end(job, _internal_error(job, ended.text))
             return
-        log.warning("job %s: seed %d %s: %s", job.job.id, seed, ended.how, ended.text)
-        self._end(job, JobError(type=WORKER_CRASHED, detail=f"the worker of seed {seed} died"), retry=True)
+        log.warning("job %s: %s %s: %s", job.job.id, key, ended.how, ended.text)
+        self._end(job, JobError(type=WORKER_CRASHED, detail=f"the worker of {key} died"), retry=True)
 
     def _end(self, job: RunningJob, error: JobError, *, retry: bool = False) -> None:
         """End this attempt with an error, its finished cells kept."""
@@ -167,8 +167,7 @@ class Dispatcher:
     def _assemble(self, job: RunningJob) -> None:
         wall_seconds = (datetime.now(UTC) - (job.job.started_at or job.job.created_at)).total_seconds()
         try:
-            cells = [self._engine.Cell.model_validate_json(job.done[s]) for s in job.request.measurement.seeds]
-            report = self._engine.assemble(job.request, cells, wall_seconds=wall_seconds).model_dump_json()
+            report = self._engine.assemble(job.request, job.done, wall_seconds=wall_seconds).model_dump_json()
         except (MeasurementError, SpecError) as error:
             self._store.fail(job.lease, job_error(error))
         except Exception as error:
@@ -246,7 +245,7 @@ def main() -> int:
     with connect(settings) as cluster:
         _stop_on_signals(stop)  # ray.init has replaced the handlers
         warm = cluster.warm_up()
-        engine = import_module(settings.engine)
+        engine = load_engine(settings.engine)
         end = time.monotonic() + WARM_UP_SECONDS
         while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
             pass

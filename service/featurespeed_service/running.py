@@ -11,6 +11,7 @@ from featurespeed.contract import Progress
 from featurespeed_service.cluster import CellTask
 from featurespeed_service.store import Claim
 from featurespeed_workers.ray_tasks import Item
+from featurespeed_workers.stages import CellKey, Engine
 
 
 class _Told(BaseModel):
@@ -21,55 +22,64 @@ class _Told(BaseModel):
 
 
 class RunningJob:
-    """One claimed job. Cells that earlier attempts have finished are done from the start."""
+    """One claimed job. Cells that earlier attempts finished are done from the start; the engine says what is next."""
 
-    def __init__(self, claim: Claim, dataset: Path | None) -> None:
+    def __init__(self, claim: Claim, dataset: Path | None, engine: Engine) -> None:
         self.lease = claim.lease
         self.job = claim.job
         self.request = claim.job.request
         self.request_json = self.request.model_dump_json()
         self.dataset = dataset
         self.done = dict(claim.cells)
-        self.waiting = deque(seed for seed in self.request.measurement.seeds if seed not in self.done)
-        self.tasks: dict[CellTask, int] = {}
-        self.new_cells: dict[int, str] = {}
+        self.waiting: deque[CellKey] = deque()
+        self.tasks: dict[CellTask, CellKey] = {}
+        self.new_cells: dict[CellKey, str] = {}
         self.new_measurements: list[str] = []
         self.changed = True
-        self._fractions: dict[int, float] = {}
+        self.is_complete = False
+        self._engine = engine
+        self._queued: set[CellKey] = set()  # waiting, running or done in this attempt
+        self._fractions: dict[CellKey, float] = {}
         self._message = "starting"
+        self._advance()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all cells are done."""
-        return len(self.done) == len(self.request.measurement.seeds)
+    def _advance(self) -> None:
+        """Queue what has become possible."""
+        ready = self._engine.next_cells(self.request, self.done)
+        self.waiting.extend(key for key in ready if key not in self._queued)
+        self._queued.update(ready)
+        self.is_complete = not ready
 
-    def start(self, seed: int, task: CellTask) -> None:
+    def inputs_of(self, key: CellKey) -> dict[CellKey, str]:
+        """The finished cells that a cell is given."""
+        return {name: self.done[name] for name in self._engine.inputs_of(self.request, key)}
+
+    def start(self, key: CellKey, task: CellTask) -> None:
         """Note that a cell has started."""
-        self.tasks[task] = seed
+        self.tasks[task] = key
 
     def hear(self, task: CellTask, item: Item) -> None:
         """Take what a task tells, a failure excepted."""
-        seed = self.tasks[task]
+        key = self.tasks[task]
         self.changed = True
         if item.kind == "cell":
-            self.done[seed] = self.new_cells[seed] = item.text
-            self._fractions.pop(seed, None)
-            self._message = f"seed {seed}: done"
+            self.done[key] = self.new_cells[key] = item.text
+            self._fractions.pop(key, None)
+            self._message = f"{key}: done"
+            self._advance()
         elif item.kind == "measurement":
             self.new_measurements.append(item.text)
         elif item.kind == "progress":
             told = _Told.model_validate_json(item.text, extra="ignore")
-            self._fractions[seed] = min(1.0, max(0.0, told.fraction))
-            self._message = f"seed {seed}: {told.message}"
+            self._fractions[key] = min(1.0, max(0.0, told.fraction))
+            self._message = f"{key}: {told.message}"
 
     @property
     def progress(self) -> Progress:
         """All cells together; each counts the same."""
-        total = len(self.request.measurement.seeds)
-        fraction = (len(self.done) + sum(self._fractions.values())) / total
-        return Progress(
-            cells_done=len(self.done), cells_total=total, fraction=min(1.0, fraction), message=self._message
-        )
+        done, total = len(self.done), self.request.cells_total
+        fraction = min(1.0, (done + sum(self._fractions.values())) / total)
+        return Progress(cells_done=done, cells_total=total, fraction=fraction, message=self._message)
 
     def written(self) -> None:
         """Note that the store has everything."""

@@ -37,7 +37,7 @@ cells = Table(
     "cells",
     metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("seed", BigInteger, primary_key=True),
+    Column("key", String(64), primary_key=True),  # the cell's name, as the engine gives it
     Column("cell", Text, nullable=False),
 )
 

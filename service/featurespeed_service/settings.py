@@ -49,8 +49,8 @@ class Settings(BaseModel):
     """torch threads of a cell. Part of what makes numbers repeat to the last bit."""
     gpus_per_cell: Annotated[float, Field(ge=0)] = 1.0
     """GPU share of a cell where the cluster has GPUs; 0 computes on the CPU."""
-    engine: str = "featurespeed_workers.cells"
-    """Module with ``run_cell`` and ``assemble``; tests put a slow or crashing one here."""
+    engine: str = "featurespeed_workers.stages"
+    """Module that is an Engine (``stages.py`` of the workers); tests put a slow or crashing one here."""
 
     @property
     def database_url(self) -> str:

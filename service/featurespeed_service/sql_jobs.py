@@ -57,7 +57,7 @@ class SqlJobStore(JobStore):
                 status="queued",
                 request=request.model_dump_json(),
                 created_at=self._database.clock(),
-                cells_total=len(request.measurement.seeds),
+                cells_total=request.cells_total,
             )
         )
         if key is not None:

@@ -67,8 +67,8 @@ class SqlLeaseStore(LeaseStore):
         values = {"attempt": attempt, "owner": owner, "lease_until": now + self._lease, "started_at": started_at}
         job = move(connection, row, "running", now, **values)
         assert job is not None, "the row is locked"
-        found = connection.execute(select(cells.c.seed, cells.c.cell).where(cells.c.job_id == job.id))
-        return Claim(lease=Lease(job.id, attempt), job=job, cells={row.seed: row.cell for row in found})
+        found = connection.execute(select(cells.c.key, cells.c.cell).where(cells.c.job_id == job.id))
+        return Claim(lease=Lease(job.id, attempt), job=job, cells={row.key: row.cell for row in found})
 
     def _attempts_left(self, row: RowMapping) -> int:
         return self._max_attempts - int(row["attempt"] - row["releases"])
@@ -97,7 +97,7 @@ class SqlLeaseStore(LeaseStore):
         lease: Lease,
         *,
         progress: Progress,
-        cells: Mapping[int, str] | None = None,
+        cells: Mapping[str, str] | None = None,
         measurements: Sequence[str] = (),
     ) -> None:
         told = progress.model_dump(include={"cells_done", "fraction", "message"})
@@ -179,8 +179,8 @@ def _times(row: RowMapping) -> str:
     return "once" if starts == 1 else f"{starts} times"
 
 
-def _insert_cells(connection: Connection, job_id: str, found: Mapping[int, str]) -> None:
-    connection.execute(insert(cells), [{"job_id": job_id, "seed": seed, "cell": cell} for seed, cell in found.items()])
+def _insert_cells(connection: Connection, job_id: str, found: Mapping[str, str]) -> None:
+    connection.execute(insert(cells), [{"job_id": job_id, "key": key, "cell": cell} for key, cell in found.items()])
 
 
 def _drop_older_progress(connection: Connection, job_id: str) -> None:

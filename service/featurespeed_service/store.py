@@ -59,11 +59,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class Claim:
-    """A job to work on: the lease, the job, and the cells (seed to JSON) that earlier attempts finished."""
+    """A job to work on: the lease, the job, and the cells (key to JSON) that earlier attempts finished."""
 
     lease: Lease
     job: Job
-    cells: Mapping[int, str]
+    cells: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,10 @@ class LeaseStore(ABC):
         lease: Lease,
         *,
         progress: Progress,
-        cells: Mapping[int, str] | None = None,
+        cells: Mapping[str, str] | None = None,
         measurements: Sequence[str] = (),
     ) -> None:
-        """Keep finished cells (seed to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it."""
+        """Keep finished cells (key to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it."""
 
     @abstractmethod
     def succeed(self, lease: Lease, report: str) -> Job:

@@ -22,7 +22,7 @@ def test_json_is_all_there_is_on_stdout(service: LiveService, spec: Path, tmp_pa
     assert Report.model_validate_json(done.stdout) == report()
     assert out.read_text() == done.stdout
     assert not list(tmp_path.glob(".*"))  # no draft is left
-    assert " 50% 0/1 seeds, measuring" in done.stderr.splitlines()
+    assert " 50% 0/1 done, measuring" in done.stderr.splitlines()
 
 
 def test_table_for_people_and_server_from_the_environment(service: LiveService, spec: Path) -> None:
@@ -78,7 +78,7 @@ def test_ctrl_c_cancels_the_job(service: LiveService, spec: Path) -> None:
     process = start("recommend", spec, "--server", service.url, stdout=subprocess.PIPE)
     with meanwhile(service.confirm_cancel):
         assert process.stderr is not None
-        assert "0/1 seeds" in process.stderr.readline()
+        assert "0/1 done" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (130, "")

@@ -39,7 +39,7 @@ def run_on_terminal(code: str) -> tuple[str, str]:
 def test_bar_on_a_terminal() -> None:
     stdout, stderr = run_on_terminal(CODE)
     assert stdout == ""
-    assert "1/2 seeds, a [message]" in stderr
+    assert "1/2 done, a [message]" in stderr
     assert "50%" in stderr
 
 

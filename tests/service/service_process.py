@@ -109,7 +109,11 @@ class ServiceProcess:
     def result(self, job_id):
         return self.http.get(f"/v1/jobs/{job_id}/result").raise_for_status().json()
 
+    def computed_cells(self, request):
+        """Keys of the request's cells that the stand-in has finished, in order, as often as it did."""
+        lines = [line.split(maxsplit=1) for line in self.computed.read_text().splitlines()]
+        return [key for sha256, key in lines if sha256 == request.sha256]
+
     def computed_seeds(self, request):
-        """Seeds of the request that the stand-in has finished, in order, as often as it did."""
-        lines = [line.split() for line in self.computed.read_text().splitlines()]
-        return [int(seed) for sha256, seed in lines if sha256 == request.sha256]
+        """The same of a request whose cells are seeds."""
+        return [int(key.removeprefix("seed ")) for key in self.computed_cells(request)]

@@ -1,7 +1,7 @@
 """An engine for tests of the service: quick cells with known numbers, that can also be slow, deaf, wrong or deadly.
 
-It hands requests of kind ``recommend`` to the real engine. Of the others ``data.seed`` chooses what happens;
-``measurement.steps`` is how long a cell takes, in units of 20 ms.
+It hands requests of kind ``recommend`` to the real engine, cell by cell. Of the others ``data.seed`` chooses what
+happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms.
 Each computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
 """
 
@@ -13,18 +13,10 @@ import time
 from pathlib import Path
 
 from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Provenance, Report, SpecError, Statistic
-from featurespeed.contract.base import Model
-from featurespeed_workers import cells
+from featurespeed_workers import cells, stages
 from featurespeed_workers.errors import MeasurementError
 
 UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT = range(1001, 1007)
-
-
-class Cell(Model):
-    seed: int
-    value: float = 0.0
-    real: str | None = None
-    """A cell of the real engine, as JSON."""
 
 
 def value_of(request, seed: int) -> float:
@@ -33,10 +25,26 @@ def value_of(request, seed: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def run_cell(request, seed, *, dataset=None, listener=None, device=None) -> Cell:
+def next_cells(request, done):
     if request.kind == "recommend":
-        real = cells.run_cell(request, seed, dataset=dataset, listener=listener, device=device)
-        return Cell(seed=seed, real=real.model_dump_json())
+        return stages.next_cells(request, done)
+    return [f"seed {seed}" for seed in request.measurement.seeds if f"seed {seed}" not in done]
+
+
+def inputs_of(request, key):
+    return stages.inputs_of(request, key) if request.kind == "recommend" else ()
+
+
+def run_cell(request, key, inputs, *, dataset=None, listener=None, device=None) -> str:
+    if request.kind == "recommend":
+        found = stages.run_cell(request, key, inputs, dataset=dataset, listener=listener, device=device)
+    else:
+        found = str(_run(request, int(key.removeprefix("seed ")), listener))
+    _note(f"{request.sha256} {key}")
+    return found
+
+
+def _run(request, seed, listener) -> float:
     _misbehave(request, seed)
     steps = request.measurement.steps
     value = value_of(request, seed)
@@ -44,16 +52,13 @@ def run_cell(request, seed, *, dataset=None, listener=None, device=None) -> Cell
     for step in range(steps):
         listener(cells.CellProgress(fraction=step / steps, message=f"step {step}"))
         time.sleep(0.02)
-    _note(f"{request.sha256} {seed}")
-    return Cell(seed=seed, value=value)
+    return value
 
 
-def assemble(request, found, *, wall_seconds: float) -> Report:
+def assemble(request, done, *, wall_seconds: float) -> Report:
     if request.kind == "recommend":
-        real = [cells.Cell.model_validate_json(cell.real) for cell in found]
-        return cells.assemble(request, real, wall_seconds=wall_seconds)
-    values = [cell.value for cell in found]
-    assert [cell.seed for cell in found] == list(request.measurement.seeds)
+        return stages.assemble(request, done, wall_seconds=wall_seconds)
+    values = [float(done[f"seed {seed}"]) for seed in request.measurement.seeds]
     measurement = Measurement(
         step=0,
         loss=sum(values) / len(values),

@@ -1,7 +1,9 @@
 """The store, one suite for every kind of database."""
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -35,7 +37,7 @@ def test_a_job_lives_from_submission_to_result(store, clock):
     claim = store.claim("d1")
     assert (claim.job.id, claim.lease.attempt, claim.cells) == (job.id, 1, {})
     assert claim.job.request == request()
-    store.record(claim.lease, progress=PROGRESS, cells={0: "{}"}, measurements=['{"m": 1}'])
+    store.record(claim.lease, progress=PROGRESS, cells={"seed 0": "{}"}, measurements=['{"m": 1}'])
     assert store.get(job.id).progress == PROGRESS
     clock.advance(1)
     done = store.succeed(claim.lease, '{"report": 1}')
@@ -95,13 +97,13 @@ def test_a_job_is_claimed_once_by_many_dispatchers(store, database_url, clock):
 def test_an_expired_lease_is_claimed_again_with_its_cells(store, clock):
     store.submit(request())
     first = store.claim("d1")
-    store.record(first.lease, progress=PROGRESS, cells={0: '{"seed": 0}'})
+    store.record(first.lease, progress=PROGRESS, cells={"seed 0": '{"seed": 0}'})
     clock.advance(LEASE_SECONDS)
     assert store.claim("d2") is None
     clock.advance(0.001)
     second = store.claim("d2")
     assert second.lease == Lease(first.lease.job_id, 2)
-    assert second.cells == {0: '{"seed": 0}'}
+    assert second.cells == {"seed 0": '{"seed": 0}'}
     assert second.job.started_at == first.job.started_at
 
 
@@ -118,7 +120,7 @@ def test_a_renewed_lease_does_not_expire(store, clock):
     "write",
     [
         lambda s, lease: s.renew(lease),
-        lambda s, lease: s.record(lease, progress=PROGRESS, cells={2: "late"}, measurements=["late"]),
+        lambda s, lease: s.record(lease, progress=PROGRESS, cells={"seed 2": "late"}, measurements=["late"]),
         lambda s, lease: s.succeed(lease, "late"),
         lambda s, lease: s.fail(lease, CRASH),
         lambda s, lease: s.retry(lease, CRASH),
@@ -257,7 +259,7 @@ def test_delete_is_for_finished_jobs_and_complete(store):
     with pytest.raises(WrongStatus, match="queued"):
         store.delete(job.id)
     lease = store.claim("d").lease
-    store.record(lease, progress=PROGRESS, cells={0: "{}"}, measurements=["{}"])
+    store.record(lease, progress=PROGRESS, cells={"seed 0": "{}"}, measurements=["{}"])
     with pytest.raises(WrongStatus, match="running"):
         store.delete(job.id)
     store.succeed(lease, "{}")
@@ -289,6 +291,32 @@ def test_heartbeats(store, clock):
     assert store.last_heartbeat() == 4
     store.beat("a")
     assert store.last_heartbeat() == 0
+
+
+def test_a_file_of_before_cells_had_keys_is_taken_over(tmp_path, clock):
+    """Jobs and reports stay; what was computed of unfinished jobs is computed again."""
+    path = tmp_path / "old.sqlite3"
+    store = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
+    done, unfinished = (store.submit(request(seed)) for seed in (0, 1))
+    store.succeed(store.claim("d").lease, '{"report": 1}')
+    store.close()
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(
+            "DROP TABLE cells; CREATE TABLE cells (job_id VARCHAR(64) NOT NULL, seed BIGINT NOT NULL,"
+            " cell TEXT NOT NULL, PRIMARY KEY (job_id, seed), FOREIGN KEY(job_id) REFERENCES jobs (id));"
+            "INSERT INTO cells SELECT id, 0, '{}' FROM jobs"
+        )
+    store = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
+    assert store.result(done.id).text == '{"report": 1}'
+    store.delete(done.id)
+    claim = store.claim("d")
+    assert (claim.job.id, claim.cells) == (unfinished.id, {})
+    store.record(claim.lease, progress=PROGRESS, cells={"seed 0": "{}"})
+    store.close()
+    again = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
+    clock.advance(LEASE_SECONDS + 1)
+    assert again.claim("d").cells == {"seed 0": "{}"}  # opening it a second time drops nothing
+    again.close()
 
 
 def test_the_transitions_end_where_the_contract_says():

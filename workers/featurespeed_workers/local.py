@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from featurespeed.contract import JobRequest, MeasurementEvent, Progress, Report
-from featurespeed_workers.cells import CellProgress, assemble, run_cell
+from featurespeed_workers.cells import CellProgress
+from featurespeed_workers.stages import CellKey, assemble, inputs_of, next_cells, run_cell
 
 Listener = Callable[[Progress | MeasurementEvent], None]
 
@@ -24,7 +25,7 @@ def answer(
     device: str | None = None,
     threads: int | None = None,
 ) -> Report:
-    """Run the seeds one after another and assemble the report; ``dataset`` is the file of data kind ``dataset``.
+    """Run the cells one after another and assemble the report; ``dataset`` is the file of data kind ``dataset``.
 
     ``threads`` of torch on the CPU: as FEATURESPEED_THREADS says, else 1 as in the service, since their number is part
     of what makes results repeat to the last bit. Raises MeasurementError if the network cannot be measured, SpecError
@@ -35,20 +36,30 @@ def answer(
 
 
 def _answer(request: JobRequest, dataset: Path | None, listener: Listener, device: str | None) -> Report:
-    began, total, cells = time.perf_counter(), len(request.measurement.seeds), []
-    for done, seed in enumerate(request.measurement.seeds):
-
-        def forward(event: CellProgress | MeasurementEvent, done: int = done, seed: int = seed) -> None:
-            if isinstance(event, CellProgress):
-                fraction, message = (done + 0.99 * event.fraction) / total, f"seed {seed}: {event.message}"
-                event_out = Progress(cells_done=done, cells_total=total, fraction=fraction, message=message)
-                listener(event_out)
-            else:
-                listener(event)
-
-        cells.append(run_cell(request, seed, dataset=dataset, listener=forward, device=device))
+    began, total = time.perf_counter(), request.cells_total
+    done: dict[CellKey, str] = {}
+    while ready := next_cells(request, done):
+        for key in ready:
+            inputs = {name: done[name] for name in inputs_of(request, key)}
+            forward = _forwarder(listener, key, len(done), total)
+            done[key] = run_cell(request, key, inputs, dataset=dataset, listener=forward, device=device)
     listener(Progress(cells_done=total, cells_total=total, fraction=1.0, message="done"))
-    return assemble(request, cells, wall_seconds=time.perf_counter() - began)
+    return assemble(request, done, wall_seconds=time.perf_counter() - began)
+
+
+def _forwarder(
+    listener: Listener, key: CellKey, done: int, total: int
+) -> Callable[[CellProgress | MeasurementEvent], None]:
+    """What a cell tells, as the progress of the whole job."""
+
+    def forward(event: CellProgress | MeasurementEvent) -> None:
+        if isinstance(event, CellProgress):
+            fraction, message = (done + 0.99 * event.fraction) / total, f"{key}: {event.message}"
+            listener(Progress(cells_done=done, cells_total=total, fraction=fraction, message=message))
+        else:
+            listener(event)
+
+    return forward
 
 
 @contextmanager

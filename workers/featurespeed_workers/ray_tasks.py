@@ -6,16 +6,17 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ray
 
 from featurespeed.contract import JobError, JobRequest, MeasurementEvent, SpecError
 from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.stages import CellKey, Engine
 
 PROGRESS_SECONDS = 0.1
 """Progress that follows sooner upon the last is not told."""
@@ -37,11 +38,12 @@ TINY = {
 
 @dataclass(frozen=True)
 class CellCall:
-    """What a task needs to know. ``engine`` is a module with ``run_cell``, the request is JSON."""
+    """What a task needs to know: the name of an Engine's module; request and finished ``inputs`` as JSON."""
 
     engine: str
     request: str
-    seed: int
+    key: CellKey
+    inputs: Mapping[CellKey, str]
     dataset: str | None
     device: str | None
     threads: int
@@ -49,7 +51,7 @@ class CellCall:
 
 @dataclass(frozen=True)
 class Item:
-    """What a task yields, as JSON: CellProgress and MeasurementEvent as they come, in the end a Cell or a JobError."""
+    """What a task yields, as JSON: CellProgress and MeasurementEvent as they come, in the end a cell or a JobError."""
 
     kind: Literal["progress", "measurement", "cell", "failed"]
     text: str
@@ -57,6 +59,11 @@ class Item:
 
 class _Cancelled(BaseException):
     """Raised in the computation by its listener; no Exception, so that nothing on the way takes it for an error."""
+
+
+def load_engine(name: str) -> Engine:
+    """The module that computes."""
+    return cast(Engine, import_module(name))
 
 
 def job_error(error: MeasurementError | SpecError) -> JobError:
@@ -109,12 +116,12 @@ def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
     torch.set_num_threads(call.threads)  # holds for this thread alone
     request = JobRequest.model_validate_json(call.request)
     dataset = Path(call.dataset) if call.dataset is not None else None
-    run_cell = import_module(call.engine).run_cell
+    engine = load_engine(call.engine)
     try:
-        cell = run_cell(request, call.seed, dataset=dataset, listener=listener, device=call.device)
+        cell = engine.run_cell(request, call.key, call.inputs, dataset=dataset, listener=listener, device=call.device)
     except (MeasurementError, SpecError) as error:
         return Item("failed", job_error(error).model_dump_json())
-    return Item("cell", cell.model_dump_json())
+    return Item("cell", cell)
 
 
 class _Listener:
@@ -137,7 +144,9 @@ class _Listener:
 
 def warm_up(engine: str) -> None:
     """Compute a tiny cell: most of a worker's first cell is the time that torch takes to load its parts."""
-    call = CellCall(engine=engine, request=json.dumps(TINY), seed=0, dataset=None, device="cpu", threads=1)
+    request = json.dumps(TINY)
+    [key] = load_engine(engine).next_cells(JobRequest.model_validate_json(request), ())
+    call = CellCall(engine, request, key, inputs={}, dataset=None, device="cpu", threads=1)
     _run(call, lambda event: None)
 
 

@@ -15,7 +15,7 @@ TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Progress(Model):
-    """How far a job is: cells (one a seed) done of all, a fraction in [0, 1], and what is being done now."""
+    """How far a job is: cells (what is computed as one piece) done of all, a fraction in [0, 1], what is being done."""
 
     cells_done: int
     cells_total: int

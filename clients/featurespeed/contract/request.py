@@ -124,6 +124,11 @@ class JobRequest(Model):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @property
+    def cells_total(self) -> int:
+        """Into how many cells, the pieces computed at once, a job is cut: one a seed."""
+        return len(self.measurement.seeds)
+
+    @property
     def rule(self) -> Rule:
         """The scaling rule: the one asked for, else the kind's default."""
         return self.scaling.rule or ("fsc" if self.kind == "recommend" else "pytorch_default")
