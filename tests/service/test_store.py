@@ -297,7 +297,9 @@ def test_a_file_of_before_cells_had_keys_is_taken_over(tmp_path, clock):
     """Jobs and reports stay; what was computed of unfinished jobs is computed again."""
     path = tmp_path / "old.sqlite3"
     store = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
-    done, unfinished = (store.submit(request(seed)) for seed in (0, 1))
+    done = store.submit(request(0))
+    clock.advance(1)
+    unfinished = store.submit(request(1))
     store.succeed(store.claim("d").lease, '{"report": 1}')
     store.close()
     with closing(sqlite3.connect(path)) as old:
