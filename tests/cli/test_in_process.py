@@ -36,6 +36,19 @@ def test_table_of_a_training_run(spec: Path) -> None:
     assert {"0", "10"} <= {row[0] for row in rows if row}
 
 
+def test_a_recommendation_with_steps_shows_both_runs(spec: Path) -> None:
+    done = run("recommend", spec, "--steps", "10")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    for name in ("recommended ", "PyTorch default "):
+        [line] = [line for line in lines if line.strip().startswith(name)]
+        mean, final, _ = line.strip().removeprefix(name).split()
+        assert float(mean) > 0
+        assert float(final) > 0
+    [titles] = [line for line in lines if "rate drift" in line]
+    assert "between blocks" in titles
+
+
 def test_dataset_beside_the_specification(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tensors = {"inputs": random.normal(size=(8, 4)), "targets": random.normal(size=(8, 2))}

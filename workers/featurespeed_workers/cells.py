@@ -13,7 +13,9 @@ import torch
 from featurespeed.contract import JobRequest, Report
 from featurespeed_workers import data, seeds
 from featurespeed_workers.branch_scale import find_branch_scale, wants_angle, with_beta, with_notes
+from featurespeed_workers.comparison import default_curve
 from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
+from featurespeed_workers.loss_curves import LossRecord
 from featurespeed_workers.seeds import Cell, device_name, seed_scaling
 from featurespeed_workers.starts import start
 from featurespeed_workers.trajectory import measured
@@ -42,8 +44,15 @@ def run_cell(
     if wants_angle(request):
         branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
         request, listener = with_beta(request, branch_scale.beta), portion(listener, 0.6, 1.0)
-    begun = start(request, seed, source, where, listener)
-    checkpoints, warnings = measured(request, seed, begun, listener)
+    compares = request.kind == "recommend" and request.measurement.steps > 0
+    own = portion(listener, 0.0, 0.7) if compares else listener
+    begun = start(request, seed, source, where, own)
+    record = LossRecord(request.measurement.steps, "training", portion(own, 0.8, 1.0))
+    checkpoints, warnings = measured(request, seed, begun, own, record)
+    losses = None
+    if compares:
+        default, more = default_curve(request, seed, source, where, portion(listener, 0.7, 1.0))
+        losses, warnings = record.beside(default), (*warnings, *more)
     scaling = with_notes(begun.scaling, branch_scale) if branch_scale else begun.scaling
     return Cell(
         seed=seed,
@@ -53,6 +62,7 @@ def run_cell(
         checkpoints=checkpoints,
         scaling=seed_scaling(begun.setting.network, scaling) if request.kind == "recommend" else None,
         branch_scale=branch_scale,
+        losses=losses,
         warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings),
     )
 

@@ -11,6 +11,7 @@ import torch
 from featurespeed.contract import (
     BlockRecommendation,
     BranchScale,
+    Evidence,
     GeometricStatistic,
     Kind,
     LayerMeasurement,
@@ -24,6 +25,8 @@ from featurespeed.contract import (
 from featurespeed.contract.base import Model
 from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed.version import __version__
+from featurespeed_workers.drift import Drift, with_drift
+from featurespeed_workers.loss_curves import SeedLosses, over_seeds
 from featurespeed_workers.measurement import LayerValues, StateMeasurement
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import norm
@@ -61,6 +64,7 @@ class Checkpoint(Model):
 
     step: int
     measurement: StateMeasurement
+    drift: Drift | None = None
 
 
 class Cell(Model):
@@ -73,6 +77,7 @@ class Cell(Model):
     checkpoints: tuple[Checkpoint, ...]
     scaling: SeedScaling | None = None
     branch_scale: BranchScale | None = None
+    losses: SeedLosses | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -112,7 +117,8 @@ def assemble(
     """The report over all seeds, in the order of ``cells``; scales and rates are combined by geometric mean."""
     steps = [c.step for c in cells[0].checkpoints]
     common = [s for s in steps if all(any(c.step == s for c in cell.checkpoints) for cell in cells)]
-    measurements = tuple(_measurement(step, [_at(cell, step) for cell in cells]) for step in common)
+    measurements = tuple(_over_seeds(step, [_at(cell, step) for cell in cells]) for step in common)
+    losses = [cell.losses for cell in cells if cell.losses is not None]
     scalings = [cell.scaling for cell in cells if cell.scaling is not None]
     first = cells[0]
     return Report(
@@ -120,6 +126,7 @@ def assemble(
         recommendation=_recommendation(scalings, feature_step) if scalings else None,
         measurements=measurements,
         branch_scale=first.branch_scale,
+        evidence=Evidence(loss_curves=over_seeds(losses)) if losses else None,
         warnings=tuple(dict.fromkeys([*(w for c in cells for w in c.warnings), *_doubts(cells)])),
         provenance=Provenance(
             featurespeed=__version__,
@@ -140,8 +147,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _at(cell: Cell, step: int) -> StateMeasurement:
-    return next(c.measurement for c in cell.checkpoints if c.step == step)
+def _at(cell: Cell, step: int) -> Checkpoint:
+    return next(c for c in cell.checkpoints if c.step == step)
+
+
+def _over_seeds(step: int, seeds: Sequence[Checkpoint]) -> Measurement:
+    found = _measurement(step, [c.measurement for c in seeds])
+    drifts = [c.drift for c in seeds if c.drift is not None]
+    return with_drift(found, drifts) if drifts else found
 
 
 def _measurement(step: int, seeds: Sequence[StateMeasurement]) -> Measurement:

@@ -37,17 +37,25 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Run:
-    """What to train: block rates η_l, master rate δt, how long, and how often to measure."""
+    """What to train: block rates η_l, master rate δt, how long, and how often to measure (``None``: never)."""
 
     optimizer: Optimizer
     rates: dict[str, float]
     master_lr: float
     schedule: Schedule
-    every: int
+    every: int | None
+
+
+Record = Callable[[int, float], None]
+"""Is given each step and its loss, before the update."""
 
 
 def train(
-    setting: Setting, parameters: dict[str, Tensor], batch: Callable[[int], Batch], run: Run
+    setting: Setting,
+    parameters: dict[str, Tensor],
+    batch: Callable[[int], Batch],
+    run: Run,
+    record: Record = lambda step, loss: None,
 ) -> Iterator[tuple[int, StateMeasurement]]:
     """Train copies of ``parameters`` with torch's own optimizer; yield (step, measurement) at checkpoints after step 0.
 
@@ -64,15 +72,17 @@ def train(
     for step in range(run.schedule.steps + 1):
         last = step == run.schedule.steps
         now = batch(step)
-        if step and (last or step % run.every == 0):
+        if run.every is not None and step and (last or step % run.every == 0):
             yield step, measure_state(setting, weights, now, run.rates)
         if not last:
-            _step(setting, weights, now, optimizer, run.master_lr * run.schedule.factor(step), step)
+            lr = run.master_lr * run.schedule.factor(step)
+            record(step, _step(setting, weights, now, optimizer, lr, step))
 
 
 def _step(
     setting: Setting, weights: dict[str, Tensor], batch: Batch, optimizer: torch.optim.Optimizer, lr: float, step: int
-) -> None:
+) -> float:
+    """Make one step; the loss before it."""
     inputs, targets = batch
     optimizer.zero_grad()
     loss = setting.loss_function(call(setting.network, weights, inputs), targets)
@@ -82,3 +92,4 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = lr * group["base"]
     optimizer.step()
+    return loss.item()

@@ -7,24 +7,31 @@ from collections.abc import Iterator
 from featurespeed.contract import JobRequest, MeasurementEvent, lookup
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.drift import Drift, balanced_rate_drift
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener
 from featurespeed_workers.measurement import Rates, StateMeasurement, measure_state
 from featurespeed_workers.network import Network
 from featurespeed_workers.seeds import Checkpoint
 from featurespeed_workers.starts import Start
-from featurespeed_workers.training import Run, Schedule, train
+from featurespeed_workers.training import Record, Run, Schedule, train
 
 
 def measured(
-    request: JobRequest, seed: int, begun: Start, listener: Listener
+    request: JobRequest, seed: int, begun: Start, listener: Listener, record: Record
 ) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
-    """The measurement at initialization and, with ``steps``, along training; and what went wrong on the way."""
-    checkpoints, warnings = [], []
-    steps = request.measurement.steps
+    """The measurement at initialization and, with ``steps``, along training; and what went wrong on the way.
+
+    ``record`` is given the losses of the training.
+    """
+    checkpoints: list[Checkpoint] = []
+    warnings = []
+    steps, rule = request.measurement.steps, UpdateRule.from_contract(request.optimizer)
     try:
-        for step, found in _trajectory(request, begun):
-            checkpoints.append(Checkpoint(step=step, measurement=found))
+        for step, found in _trajectory(request, begun, record):
+            first = checkpoints[0].measurement if checkpoints else found
+            drift = _drift(rule, first, found) if steps else None
+            checkpoints.append(Checkpoint(step=step, measurement=found, drift=drift))
             angles = tuple(layer.angle for layer in found.layers)
             listener(MeasurementEvent(seed=seed, step=step, loss=found.loss, angles=angles))
             fraction = 0.8 + 0.2 * (step / steps if steps else 1.0)
@@ -36,7 +43,13 @@ def measured(
     return tuple(checkpoints), tuple(warnings)
 
 
-def _trajectory(request: JobRequest, begun: Start) -> Iterator[tuple[int, StateMeasurement]]:
+def _drift(rule: UpdateRule, first: StateMeasurement, found: StateMeasurement) -> Drift:
+    if found is first:  # over itself, without momentum's build-up
+        return tuple(1.0 if eta else None for eta in first.rates)
+    return balanced_rate_drift(rule, first, found)
+
+
+def _trajectory(request: JobRequest, begun: Start, record: Record) -> Iterator[tuple[int, StateMeasurement]]:
     settings, scaling = request.measurement, begun.scaling
     names = [block.name for block in begun.setting.network.blocks]
     rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, begun.setting.network)
@@ -47,7 +60,7 @@ def _trajectory(request: JobRequest, begun: Start) -> Iterator[tuple[int, StateM
     master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
     schedule = Schedule(settings.steps, constant=request.kind == "measure")
     run = Run(request.optimizer, dict(zip(names, first.rates, strict=True)), master, schedule, settings.every)
-    yield from train(begun.setting, scaling.parameters, begun.batch, run)
+    yield from train(begun.setting, scaling.parameters, begun.batch, run, record)
 
 
 def _requested_rates(request: JobRequest, network: Network) -> Rates:

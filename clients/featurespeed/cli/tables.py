@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featurespeed.contract.evidence import LossCurves
 from featurespeed.contract.report import (
     GeometricStatistic,
     LayerMeasurement,
@@ -35,6 +38,8 @@ def rendered(report: Report) -> str:
             console.print(measurement_table(first))
         if len(report.measurements) > 1:
             console.print(training_table(report.measurements))
+        if report.evidence is not None and report.evidence.loss_curves is not None:
+            console.print(losses_table(report.evidence.loss_curves))
         for line in footer(report):
             console.print(Text(line), soft_wrap=True)
     lines = [line.rstrip(" ") for line in text.get().splitlines()]
@@ -92,7 +97,8 @@ def _means(layer: LayerMeasurement) -> Iterator[float | None]:
 
 def training_table(measurements: tuple[Measurement, ...]) -> Table:
     """One row a measured step of training; the angle is that of the last hidden layer."""
-    table = _table("step", "loss", "± seeds", "loss decay", "last hidden angle (rad)", "formula residual")
+    drift = ("rate drift", "between blocks")
+    table = _table("step", "loss", "± seeds", "loss decay", "last hidden angle (rad)", *drift, "formula residual")
     for measured in measurements:
         table.add_row(
             str(measured.step),
@@ -100,8 +106,35 @@ def training_table(measurements: tuple[Measurement, ...]) -> Table:
             number(measured.loss_over_seeds.sd),
             number(measured.loss_decay),
             spread(measured.layers[-2].angle) if len(measured.layers) > 1 else "",
+            *rate_drift(measured),
             f"{measured.formula_residual:.1e}",
         )
+    return table
+
+
+def rate_drift(measured: Measurement) -> tuple[str, str]:
+    """Drift of the balanced rates: mean over blocks, and largest over smallest block; means are geometric."""
+    drifts = [s.values for layer in measured.layers if (s := layer.balanced_rate_drift) is not None]
+    known = [[math.log(value) for value in values if value is not None] for values in drifts]
+    logs = [statistics.fmean(values) for values in known if values]
+    if not logs:
+        return "–", "–"
+    return f"×{math.exp(statistics.fmean(logs)):.3g}", f"×÷{math.exp(max(logs) - min(logs)):.3g}"
+
+
+def losses_table(curves: LossCurves) -> Table:
+    """Two rows: training under the recommendation, and under PyTorch's defaults."""
+    table = _table("training", "mean loss", "final loss", "± seeds")
+    rows = (
+        ("recommended", curves.recommended, curves.recommended_by_seed),
+        ("PyTorch default", curves.pytorch_default, curves.pytorch_default_by_seed),
+    )
+    for name, curve, by_seed in rows:
+        whole = [loss for loss in curve if loss is not None]
+        finished = len(whole) == len(curve)
+        final = Statistic.of([own[-1] for own in by_seed])
+        mean = number(statistics.fmean(whole)) if finished else f"diverged at step {curves.steps[len(whole)]}"
+        table.add_row(name, mean, number(curve[-1]), number(final.sd) if finished and len(by_seed) > 1 else "–")
     return table
 
 

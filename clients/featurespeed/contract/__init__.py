@@ -2,7 +2,7 @@
 
 from featurespeed.contract.architecture import Architecture, DepthPower, Image, Mlp, ResNet, TargetAngle, Transformer
 from featurespeed.contract.data import Data, Dataset, Digits, Gaussian, Sphere, Tokens
-from featurespeed.contract.evidence import BranchScale
+from featurespeed.contract.evidence import BranchScale, Evidence, LossCurves
 from featurespeed.contract.job import (
     TERMINAL,
     FieldError,
@@ -51,6 +51,7 @@ __all__ = [
     "Dataset",
     "DepthPower",
     "Digits",
+    "Evidence",
     "FieldError",
     "Gaussian",
     "GeometricStatistic",
@@ -61,6 +62,7 @@ __all__ = [
     "JobRequest",
     "Kind",
     "LayerMeasurement",
+    "LossCurves",
     "Measurement",
     "MeasurementEvent",
     "MeasurementSettings",

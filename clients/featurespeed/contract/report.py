@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from featurespeed.contract.base import Model
-from featurespeed.contract.evidence import BranchScale
+from featurespeed.contract.evidence import BranchScale, Evidence
 from featurespeed.contract.request import Kind
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class LayerMeasurement(Model):
 
     angle: θ_l, radians. cos: its cosine. feature_rms: ‖f_l‖_rms. feature_speed: ‖ḟ_l‖_rms per unit of training time.
     backward_rms: ‖b_l‖_rms. sensitivity: S_l = ‖ḟ_l‖_rms / D_l, per unit of loss. contribution: C_l, loss per unit of
-    time. gradient_norm: ‖∇_l L‖_2.
+    time. gradient_norm: ‖∇_l L‖_2. balanced_rate_drift, along training: Eq. 8's rate of the block here over that at
+    step 0 (of the step that momentum builds up to); ``None`` in a seed where there is no such rate.
     """
 
     index: int
@@ -71,6 +72,7 @@ class LayerMeasurement(Model):
     sensitivity: Statistic
     contribution: Statistic
     gradient_norm: Statistic
+    balanced_rate_drift: Statistic | None = None
 
 
 class Measurement(Model):
@@ -162,6 +164,7 @@ class Report(Model):
     recommendation: Recommendation | None = None
     measurements: tuple[Measurement, ...]
     branch_scale: BranchScale | None = None
+    evidence: Evidence | None = None
     warnings: tuple[str, ...] = ()
     provenance: Provenance
 
