@@ -137,6 +137,16 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
     ({"optimizer": {"name": "sgd", "nesterov": True}}, "optimizer.nesterov", True, "needs momentum > 0"),
     ({"optimizer": {"name": "sgd", "momentum": 1.0}}, "optimizer.momentum", 1.0, "less than 1"),
     ({"optimizer": {"name": "adam", "betas": [0.9, 1.0]}}, "optimizer.betas.1", 1.0, "less than 1"),
+    ({"optimizer": {"name": "signsgd", "nesterov": True}}, "optimizer.nesterov", True, "Extra inputs"),
+    ({"optimizer": {"name": "muon", "ns_steps": 100}}, "optimizer.ns_steps", 100, "less than or equal to 99"),
+    ({"optimizer": {"name": "muon", "adjust_lr_fn": "rms"}}, "optimizer.adjust_lr_fn", "rms", "'original' or 'match"),
+    ({"optimizer": {"name": "muon", "adamw": {"lr": 1}}}, "optimizer.adamw.lr", 1, "Extra inputs are not permitted"),
+    (
+        {"architecture": {**MLP, "depth": 2}, "optimizer": {"name": "muon"}},
+        "optimizer.name",
+        "muon",
+        "depth 2 has none",
+    ),
     # parts that do not agree
     ({"architecture": {**MLP, "input_dim": 32}}, "architecture.input_dim", 32, "digits have 64 coordinates"),
     ({"architecture": {**MLP, "output_dim": 3}}, "architecture.output_dim", 3, "digits have 10 classes"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from featurespeed.contract.optimizer import OptimizerName
 from featurespeed.contract.report import ParameterRecommendation, Recommendation, Report
 from featurespeed.errors import ParameterMismatch
 
@@ -30,21 +31,40 @@ def apply(report: Report, model: torch.nn.Module) -> None:
             _set(parameter, advice)
 
 
-def param_groups(report: Report, model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups for ``torch.optim.AdamW`` or ``torch.optim.SGD``, one a block: ``params``, ``lr`` and ``name``.
+def param_groups(
+    report: Report, model: torch.nn.Module, *, optimizer: OptimizerName | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups for the torch optimizer of the request, one a block: ``params``, ``lr`` and ``name``.
 
-    Blocks keep the report's order; those that the report freezes are there with ``lr`` 0. Left out are parameters with
-    ``requires_grad`` False. Tied weights are in the group of the first of their names in the report. Momentum, betas
-    and weight decay are the optimizer's own arguments, and should be those of the request.
+    A report for ``muon`` is one for two optimizers. Name the one whose groups are wanted: ``optimizer="muon"`` gives
+    the matrices of hidden blocks, for ``torch.optim.Muon``; ``optimizer="adamw"`` all other parameters, for
+    ``torch.optim.AdamW``. A block may have parameters in both, at one rate.
 
-    Raises ParameterMismatch unless names and shapes are those of the report.
+    Blocks keep the report's order; those that the report freezes are there with ``lr`` 0 unless an optimizer is named.
+    Left out are parameters with ``requires_grad`` False. Tied weights are in the group of the first of their names in
+    the report. Momentum, betas and weight decay are the optimizer's own arguments, and should be those of the request.
+
+    Raises ParameterMismatch unless names and shapes are those of the report; ValueError for an optimizer that the
+    report is not for, and if it is for two and none is named.
     """
+    recommendation = _recommendation(report)
+    pairs = _matched(recommendation, model)
+    _check_optimizer(recommendation, optimizer)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
-    for advice, parameter in _matched(_recommendation(report), model):
-        if parameter.requires_grad:
+    for advice, parameter in pairs:
+        if parameter.requires_grad and optimizer in (None, advice.optimizer):
             empty = {"params": [], "lr": advice.lr, "name": advice.block}
             groups.setdefault((advice.block, advice.lr), empty)["params"].append(parameter)
     return list(groups.values())
+
+
+def _check_optimizer(recommendation: Recommendation, optimizer: str | None) -> None:
+    known = sorted({p.optimizer for p in recommendation.parameters if p.optimizer is not None}, reverse=True)
+    if optimizer is None and len(known) > 1:
+        each = " and ".join(f"param_groups(model, optimizer={name!r})" for name in known)
+        raise ValueError(f"optimizer: the report is for {' and '.join(known)}, which take groups of their own: {each}")
+    if optimizer is not None and optimizer not in known:
+        raise ValueError(f"optimizer: {optimizer!r} has no parameters in this report; it is for {', '.join(known)}")
 
 
 def _recommendation(report: Report) -> Recommendation:

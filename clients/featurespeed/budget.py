@@ -12,7 +12,8 @@ from pathlib import Path
 from featurespeed.contract.architecture import Architecture, Mlp, Norm, ResNet, Transformer
 from featurespeed.contract.data import Gaussian, Sphere, Tokens
 from featurespeed.contract.job import FieldError
-from featurespeed.contract.request import JobRequest, Optimizer
+from featurespeed.contract.optimizer import Optimizer
+from featurespeed.contract.request import JobRequest
 from featurespeed.contract.validation import SpecError
 
 GIB = 2**30
@@ -117,9 +118,9 @@ def memory_bytes(request: JobRequest) -> int:
 
 
 def _moments(optimizer: Optimizer) -> int:
-    if optimizer.name == "sgd":
+    if optimizer.name in ("sgd", "signsgd"):
         return 1 if optimizer.momentum > 0 else 0
-    return 2
+    return 2  # Muon keeps one of a hidden matrix, but AdamW two of all else
 
 
 def _activations(a: Architecture) -> int:

@@ -156,6 +156,27 @@ def test_frozen_blocks_stay_and_frozen_parameters_are_left_out() -> None:
     assert torch.equal(model[0].weight, before)
 
 
+def test_a_report_for_two_optimizers_gives_the_groups_of_each() -> None:
+    model = network()
+    kinds = {"0.weight": "muon", "0.bias": "adamw", "1.weight": "adamw", "1.bias": "adamw", "2.weight": "muon"}
+    given = report(*(p.model_copy(update={"optimizer": kinds[p.name]}) for p in advice().recommendation.parameters))  # type: ignore[union-attr]
+    muon, adamw = (given.param_groups(model, optimizer=name) for name in ("muon", "adamw"))
+    assert [(g["name"], g["lr"], [p.ndim for p in g["params"]]) for g in muon] == [
+        ("input", 0.1, [2]),
+        ("output", 0.2, [2]),
+    ]
+    assert [(g["name"], g["lr"], [p.ndim for p in g["params"]]) for g in adamw] == [
+        ("input", 0.1, [1]),
+        ("output", 0.2, [1, 1]),
+    ]
+    torch.optim.Muon(muon)
+    torch.optim.AdamW(adamw)
+    with pytest.raises(ValueError, match=r"for muon and adamw.*param_groups\(model, optimizer='muon'\) and"):
+        given.param_groups(model)
+    with pytest.raises(ValueError, match="'sgd' has no parameters in this report; it is for muon, adamw"):
+        given.param_groups(model, optimizer="sgd")
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -17,13 +17,14 @@ class Expected:
     contribution: list[float]
 
 
-def real_update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
-    """Δw of one real step of a copy of the optimizer, by parameter name; the model and optimizer stay."""
-    twin = copy.deepcopy({"model": model, "optimizer": optimizer})  # one memo: the optimizer follows the copy
+def real_update(model: nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tensor) -> dict[str, Tensor]:
+    """Δw of one real step of copies of the optimizers, by parameter name; the model and the optimizers stay."""
+    twin = copy.deepcopy({"model": model, "optimizers": optimizers})  # one memo: the optimizers follow the copy
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     for p, g in zip(twin["model"].parameters(), gradients, strict=True):
         p.grad = g
-    twin["optimizer"].step()
+    for optimizer in twin["optimizers"]:
+        optimizer.step()
     after = dict(twin["model"].named_parameters())
     return {n: (after[n] - p).detach() for n, p in model.named_parameters()}
 

@@ -10,9 +10,10 @@ import torch
 from featurespeed.contract import parse_request
 from featurespeed_workers.architectures import build
 from featurespeed_workers.data import load
-from featurespeed_workers.directions import UpdateRule, make_optimizer
+from featurespeed_workers.directions import UpdateRule, rules_of
 from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Setting, measure_state
+from featurespeed_workers.optimizers import make_optimizers, state_of
 
 from .oracle import expected, real_update
 
@@ -40,6 +41,17 @@ OPTIMIZERS = {
     "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True},
     "adam": {"name": "adam", "weight_decay": 0.01},
     "adamw": {"name": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.1},
+    "signsgd": {"name": "signsgd", "weight_decay": 0.1},
+    "signum": {"name": "signsgd", "momentum": 0.9},
+    "muon": {"name": "muon", "weight_decay": 0.1, "adamw": {"betas": [0.9, 0.95], "weight_decay": 0.2}},
+    "muon_plain": {
+        "name": "muon",
+        "nesterov": False,
+        "momentum": 0.8,
+        "ns_steps": 3,
+        "ns_coefficients": [2, -1.5, 0.5],
+        "adjust_lr_fn": "match_rms_adamw",
+    },
 }
 RATE = 0.05
 TOLERANCE = 1e-9
@@ -58,27 +70,39 @@ def _setup(architecture: str, optimizer: str, loss: str = "cross_entropy"):
     return request, network, source, loss_function(loss)
 
 
-def _train(network, optimizer, source, loss_fn, steps: int) -> None:
+def _optimizers(request, network) -> list[torch.optim.Optimizer]:
+    """torch's own, by its documentation: with Muon for the matrices inside, AdamW for all the rest."""
+    hidden = [p for n, p in network.module.named_parameters() if p.ndim == 2 and n.startswith("hidden")]
+    rest = [p for p in network.module.parameters() if all(p is not q for q in hidden)]
+    if (name := request.optimizer.name) != "muon":
+        return make_optimizers(request.optimizer, [{"params": [*hidden, *rest], "optimizer": name, "lr": RATE}])
+    options = request.optimizer.model_dump(exclude={"name", "adamw"})
+    adamw = request.optimizer.adamw.model_dump()
+    return [torch.optim.Muon(hidden, lr=RATE, **options), torch.optim.AdamW(rest, lr=RATE, **adamw)]
+
+
+def _train(network, optimizers, source, loss_fn, steps: int) -> None:
     for step in range(steps):
         inputs, targets = source.batch(0, step + 100)
-        optimizer.zero_grad()
+        network.module.zero_grad()
         loss_fn(network.module(inputs), targets).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+    network.module.zero_grad()
 
 
 def _check(architecture: str, optimizer_name: str, steps: int, loss: str = "cross_entropy") -> None:
     request, network, source, loss_fn = _setup(architecture, optimizer_name, loss)
     names = [block.name for block in network.blocks]
-    optimizer = make_optimizer(request.optimizer, [{"params": list(network.module.parameters()), "lr": RATE}])
-    _train(network, optimizer, source, loss_fn, steps)
+    optimizers = _optimizers(request, network)
+    _train(network, optimizers, source, loss_fn, steps)
     inputs, targets = source.batch(0, 0)
-    velocity = real_update(network.module, optimizer, loss_fn(network.module(inputs), targets))
+    velocity = real_update(network.module, optimizers, loss_fn(network.module(inputs), targets))
     truth = expected(network.module, names, inputs, targets, loss_fn, velocity)
 
-    rule = UpdateRule.from_contract(request.optimizer)
+    rule = rules_of(request.optimizer, network)
     parameters = dict(network.module.named_parameters())
-    setting = Setting(network, loss_fn, lambda name: rule, lambda name: optimizer.state.get(parameters[name], {}))
+    setting = Setting(network, loss_fn, rule, lambda name: state_of(optimizers, parameters[name]))
     found = measure_state(setting, parameters, (inputs, targets), dict.fromkeys(names, RATE))
 
     assert found.method == "exact"
@@ -144,16 +168,16 @@ def test_balanced_rates_give_equal_contributions_and_unit_decay() -> None:
     assert list(found.rates) == pytest.approx([1 / (5 * layer.gradient_norm**2) for layer in found.layers], rel=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "sgd_decay"])
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "sgd_decay", "adam", "signum", "muon", "muon_plain"])
 def test_sustained_is_the_step_that_a_constant_gradient_settles_to(optimizer: str) -> None:
-    """Against torch.optim itself, run on a loss whose gradient is constant."""
+    """Against the optimizers themselves, run on a loss whose gradient is constant."""
     spec = parse_request(
         {"kind": "measure", "architecture": ARCHITECTURES["mlp"], "data": {"kind": "gaussian"}, "loss": "mse",
          "optimizer": {**OPTIMIZERS[optimizer], "weight_decay": 0.0}}
     ).optimizer  # fmt: skip
-    gradient, weight = torch.tensor([3.0, -2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    weight.requires_grad_()
-    real = make_optimizer(spec, [{"params": [weight], "lr": 1.0}])
+    gradient = torch.tensor([[3.0, -2.0], [0.5, 1.0], [-0.2, 7.0]], dtype=torch.float64)
+    weight = torch.zeros_like(gradient).requires_grad_()
+    [real] = make_optimizers(spec, [{"params": [weight], "optimizer": spec.name, "lr": 1.0}])
     for _ in range(400):
         before = weight.detach().clone()
         weight.grad = gradient.clone()

@@ -219,7 +219,7 @@ def test_norm_after_the_output_cannot_reach_the_target() -> None:
         ({"blocks": ["tokens", "layers.0", "layers.1", "head"]}, "'position' is in no block"),
         ({"blocks": {**BLOCKS, "layers": []}}, "'layers.0.norm.weight' is in blocks layers.0 and layers"),
         ({"blocks": ["nowhere", "head"]}, "no submodule 'nowhere'"),
-        ({"blocks": BLOCKS, "optimizer": "lion"}, "'lion' is not one of sgd, adam, adamw"),
+        ({"blocks": BLOCKS, "optimizer": "lion"}, "'lion' is not one of sgd, adam, adamw, signsgd, muon"),
         ({"blocks": BLOCKS, "learning_rates": {"drop": 1.0}}, "no rate for block 'layers.0'"),
         ({"blocks": BLOCKS, "learning_rates": "optimizer"}, "needs a torch optimizer"),
     ],
@@ -237,8 +237,58 @@ def test_tied_weights_across_blocks_are_refused() -> None:
 
 
 def test_an_unsupported_optimizer_is_named(own, batches) -> None:
-    with pytest.raises(ValueError, match="Adagrad is not one of SGD, Adam, AdamW"):
+    with pytest.raises(ValueError, match="Adagrad is not one of SGD, AdamW, Adam, Muon, SignSgd"):
         measure(own, batches, blocks=BLOCKS, optimizer=torch.optim.Adagrad(own.parameters()))
+
+
+def _muon_and_adamw(own: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in own.layers.parameters() if p.ndim == 2]
+    rest = [p for p in own.parameters() if all(p is not q for q in matrices)]
+    return [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0), torch.optim.AdamW(rest, lr=0.01, weight_decay=0.0)]
+
+
+def test_two_optimizers_are_measured_where_they_are(own, batches) -> None:
+    """Against one real step of both: contributions are −⟨∇_l, Δw_l⟩ over all of a block's parameters."""
+    own.double().eval()
+    optimizers = _muon_and_adamw(own)
+    for inputs, targets in batches[1:3]:
+        own.zero_grad()
+        nn.functional.cross_entropy(own(inputs), targets).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    report = measure(own, batches, blocks=BLOCKS, optimizer=optimizers, learning_rates="optimizer")
+    own.zero_grad()
+    nn.functional.cross_entropy(own(batches[0][0]), batches[0][1]).backward()
+    before = {n: p.detach().clone() for n, p in own.named_parameters()}
+    for optimizer in optimizers:
+        optimizer.step()
+    decay = {n: -float((p.grad * (p.detach() - before[n])).sum()) for n, p in own.named_parameters()}
+    layers = report.measurements[0].layers
+    for layer, prefixes in zip(
+        layers, [("tokens", "position"), ("layers.0",), ("layers.1",), ("final", "head")], strict=True
+    ):
+        mine = sum(value for name, value in decay.items() if name.startswith(prefixes))
+        assert layer.contribution.mean == pytest.approx(mine, rel=1e-9)
+
+
+def test_a_recommendation_for_muon_names_the_optimizer_of_each_parameter(own, batches) -> None:
+    """By name, and from the user's own optimizers: the same parameters, the same rates."""
+    by_name, by_own = (
+        recommend(own, batches, blocks=BLOCKS, branches=BRANCHES, optimizer=optimizer).recommendation
+        for optimizer in ("muon", _muon_and_adamw(own))
+    )
+    assert by_name == by_own
+    matrices = {n for n, p in own.named_parameters() if n.startswith("layers") and p.ndim == 2}
+    assert {p.name for p in by_name.parameters if p.optimizer == "muon"} == matrices
+    assert {p.optimizer for p in by_name.parameters} == {"muon", "adamw"}
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_parameter_in_two_optimizers_or_in_none_is_named(own, batches, twice: bool) -> None:
+    first, second = _muon_and_adamw(own)
+    optimizers = [first, first, second] if twice else [first]
+    with pytest.raises(ValueError, match="is in two groups" if twice else "is in none of its groups"):
+        measure(own, batches, blocks=BLOCKS, optimizer=optimizers)
 
 
 def two_blocks(first: nn.Module, second: nn.Module | None = None) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:

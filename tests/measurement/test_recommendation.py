@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from featurespeed_workers.cells import run_cell
 from featurespeed_workers.data import load
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.local import answer
+from featurespeed_workers.optimizers import SignSgd
 
 RESNET = {"family": "resnet", "input_dim": 64, "width": 48, "depth": 8, "output_dim": 10}
 MLP = {"family": "mlp", "input_dim": 64, "width": 48, "depth": 5, "output_dim": 10}
@@ -22,6 +24,9 @@ VIT = {
     "family": "transformer", "layers": 2, "width": 16, "heads": 2, "output_dim": 10,
     "image": {"height": 8, "width": 8, "patch": 4},
 }  # fmt: skip
+
+
+KINDS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "signsgd": SignSgd, "muon": torch.optim.Muon}
 
 
 def request(architecture: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -34,8 +39,17 @@ def ask(architecture: dict[str, Any], **fields: Any) -> Report:
     return answer(parse_request(request(architecture, **fields)))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("architecture", [RESNET, MLP, VIT], ids=["resnet", "mlp", "vit"])
+@pytest.mark.parametrize(
+    ("architecture", "optimizer"),
+    [
+        *product([RESNET, MLP, VIT], ["sgd", "adamw"]),
+        (MLP, "signsgd"),
+        (VIT, "signsgd"),
+        (RESNET, "muon"),
+        (VIT, "muon"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["family"],
+)
 def test_one_step_at_a_small_rate_does_what_the_recommendation_says(architecture, optimizer) -> None:
     """The oracle is torch alone: apply, take one tiny step of the real optimizer, look at the loss and at f_{L-1}.
 
@@ -51,22 +65,29 @@ def test_one_step_at_a_small_rate_does_what_the_recommendation_says(architecture
     h, found = 1e-6, []
     for step in range(4):  # the batches that the recommendation averaged
         _redraw(asked, model, {p.name: p.init_std for p in advice.parameters})
-        groups = [{"params": g["params"], "lr": g["lr"] / advice.master_lr * h} for g in report.param_groups(model)]
-        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
-        found.append(_one_step(model, kind(groups, lr=0.0, weight_decay=0.0), *source.batch(0, step)))
+        optimizers = [
+            KINDS[name](_slowed(report.param_groups(model, optimizer=name), h / advice.master_lr), weight_decay=0.0)
+            for name in (("muon", "adamw") if optimizer == "muon" else (optimizer,))
+        ]
+        found.append(_one_step(model, optimizers, *source.batch(0, step)))
     assert sum(decay for decay, _ in found) / h / 4 == pytest.approx(1.0, rel=0.05)
     relative = [change / decay for decay, change in found]
     assert sum(relative) / 4 == pytest.approx(advice.relative_sensitivity, rel=0.03)
 
 
-def _one_step(model, optimizer, inputs, targets) -> tuple[float, float]:
+def _slowed(groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    return [{"params": group["params"], "lr": group["lr"] * factor} for group in groups]
+
+
+def _one_step(model, optimizers, inputs, targets) -> tuple[float, float]:
     """Decrease of the loss and relative change of f_{L-1} in one step."""
     features: list[torch.Tensor] = []
     handle = list(model.children())[-2].register_forward_hook(lambda m, a, out: features.append(out.detach()))
     loss = F.cross_entropy(model(inputs), targets)
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     with torch.no_grad():
         after = F.cross_entropy(model(inputs), targets)
     handle.remove()
@@ -162,6 +183,37 @@ def test_a_run_is_what_torch_alone_would_do(optimizer) -> None:
     assert [m.loss for m in report.measurements] == pytest.approx(
         [losses[m.step] for m in report.measurements], rel=1e-9
     )
+
+
+def test_a_run_by_muon_is_what_torch_alone_would_do() -> None:
+    """Both optimizers, one rate a block, against a loop with torch.optim.Muon and AdamW on the plain module."""
+    fields = {"seeds": [5], "steps": 4, "every": 2, "dtype": "float64", "master_lr": 0.5}
+    optimizer = {"name": "muon", "momentum": 0.9, "adamw": {"betas": [0.9, 0.95], "weight_decay": 0.1}}
+    rates = {"input": 0.01, "hidden": 0.04, "output": 0.02}
+    asked = parse_request(request(VIT, kind="measure", optimizer=optimizer, measurement=fields, learning_rates=rates))
+    report = answer(asked)
+
+    model = build(asked.architecture, seed=5).module.double()
+    source = load(asked, dataset=None, dtype=torch.float64, device=torch.device("cpu"))
+    named = dict(model.named_parameters())
+    inside = [p for n, p in named.items() if n.startswith("hidden") and p.ndim == 2]
+    rest = [
+        {"params": [p for n, p in named.items() if n.startswith(group) and all(p is not q for q in inside)],
+         "lr": rate * 0.5}
+        for group, rate in rates.items()
+    ]  # fmt: skip
+    muon = torch.optim.Muon(inside, lr=0.04 * 0.5, momentum=0.9, weight_decay=0.0)
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.1)
+    losses = []
+    for step in range(5):
+        inputs, targets = source.batch(5, step)
+        model.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        losses.append(loss.item())
+        loss.backward()
+        muon.step()
+        adamw.step()
+    assert [m.loss for m in report.measurements] == pytest.approx([losses[i] for i in (0, 2, 4)], rel=1e-9)
 
 
 def test_a_run_that_diverges_is_a_warning_and_keeps_what_was_measured() -> None:

@@ -12,14 +12,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from featurespeed.contract import Adam, AdamW, Optimizer, Report, Sgd
+from featurespeed.contract import Adam, AdamW, Muon, Optimizer, OptimizerName, Report, Sgd, SignSgd
 from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
 from featurespeed_workers.balance import Balance
-from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.directions import UpdateRule, rules_of
 from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Method, Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
+from featurespeed_workers.optimizers import state_of
 from featurespeed_workers.passes import Batch
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name, seed_scaling
@@ -28,7 +29,7 @@ Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 LossName = Literal["mse", "cross_entropy"]
 Loss = LossName | LossFunction
-AnyOptimizer = Literal["sgd", "adam", "adamw"] | Optimizer | torch.optim.Optimizer
+AnyOptimizer = OptimizerName | Optimizer | torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
 def measure(
@@ -47,9 +48,10 @@ def measure(
 
     ``model``: a module, a Network, or a function from a seed to one, called for each of ``seeds``. ``batches``: an
     iterable of (inputs, targets), of which the first is used, or a function from a seed to one. ``optimizer``: a name
-    or a contract optimizer (both at a fresh state), or your torch optimizer, whose state is then the present one.
+    or a contract optimizer (both at a fresh state), or your torch optimizer (several in a list, as Muon and AdamW),
+    whose state is then the present one.
     ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
-    optimizer's groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
+    optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
     weights. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
 
@@ -104,7 +106,7 @@ def recommend(
         fresh = replace(setting, state=lambda name: {})
         cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
         warnings = tuple(f"seed {seed}: {w}" for w in scaling.warnings)
-        cells.append(cell.model_copy(update={"scaling": seed_scaling(network, scaling), "warnings": warnings}))
+        cells.append(cell.model_copy(update={"scaling": seed_scaling(setting, scaling), "warnings": warnings}))
     wall = time.perf_counter() - began
     return assemble("recommend", cells, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
 
@@ -121,8 +123,8 @@ def _check(method: str, seeds: Sequence[int], **positive: float) -> None:
 
 def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
     """The weight of each group in the loss decay: as given, else the default for the optimizer."""
-    trained = [name for name, p in setting.network.module.named_parameters() if p.requires_grad]
-    defaults = contribution_weights(setting.rule(trained[0]).name if trained else "")
+    names = {setting.rule(name).name for name, p in setting.network.module.named_parameters() if p.requires_grad}
+    defaults = contribution_weights("muon" if "muon" in names else min(names, default=""))
     for group, weight in given.items():
         if group not in defaults:
             raise ValueError(f"contributions: unknown group {group!r}; groups are {', '.join(defaults)}")
@@ -154,34 +156,50 @@ def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Meth
         raise ValueError(f"loss: {loss!r} is not one of {', '.join(get_args(LossName))}, nor a function")
     function = loss_function(loss) if isinstance(loss, str) else loss
     if isinstance(optimizer, torch.optim.Optimizer):
+        return _setting_of(network, function, [optimizer], method, own_rates)
+    if isinstance(optimizer, Sequence) and not isinstance(optimizer, str):
         return _setting_of(network, function, optimizer, method, own_rates)
     if own_rates:
         raise ValueError("learning_rates: 'optimizer' needs a torch optimizer")
-    rule = UpdateRule.from_contract(_named(optimizer) if isinstance(optimizer, str) else optimizer)
-    return Setting(network, function, lambda name: rule, method=method)
+    rule = rules_of(_named(optimizer) if isinstance(optimizer, str) else optimizer, network)
+    return Setting(network, function, rule, method=method)
 
 
 def _named(name: str) -> Optimizer:
-    kinds: dict[str, Optimizer] = {"sgd": Sgd(name="sgd"), "adam": Adam(name="adam"), "adamw": AdamW(name="adamw")}
+    kinds: dict[str, Optimizer] = {
+        "sgd": Sgd(name="sgd"),
+        "adam": Adam(name="adam"),
+        "adamw": AdamW(name="adamw"),
+        "signsgd": SignSgd(name="signsgd"),
+        "muon": Muon(name="muon"),
+    }
     if name not in kinds:
         raise ValueError(f"optimizer: {name!r} is not one of {', '.join(kinds)}")
     return kinds[name]
 
 
 def _setting_of(
-    network: Network, loss: LossFunction, optimizer: torch.optim.Optimizer, method: Method, own_rates: bool
+    network: Network,
+    loss: LossFunction,
+    optimizers: Sequence[torch.optim.Optimizer],
+    method: Method,
+    own_rates: bool,
 ) -> Setting:
-    """Directions, states and (with ``own_rates``, as the rule's gain) rates from a torch optimizer's groups."""
+    """Directions, states and (with ``own_rates``, as the rule's gain) rates from torch optimizers' groups."""
     names = {p: name for name, p in network.module.named_parameters()}
-    rules = {}
-    for group in optimizer.param_groups:
-        rule = UpdateRule.from_group(optimizer, group)
-        rule = replace(rule, gain=float(group["lr"])) if own_rates else rule
-        rules.update({names[p]: rule for p in group["params"] if p in names})
+    rules: dict[str, UpdateRule] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rule = UpdateRule.from_group(optimizer, group)
+            rule = replace(rule, gain=float(group["lr"])) if own_rates else rule
+            own = [names[p] for p in group["params"] if p in names]
+            if twice := [name for name in own if name in rules]:
+                raise ValueError(f"optimizer: parameter {twice[0]!r} is in two groups")
+            rules.update(dict.fromkeys(own, rule))
     missing = [name for p, name in names.items() if p.requires_grad and name not in rules]
     if missing:
         raise ValueError(f"optimizer: parameter {missing[0]!r} is in none of its groups; freeze it or add it")
-    states = {name: optimizer.state.get(p, {}) for p, name in names.items()}
+    states = {name: state_of(optimizers, p) for p, name in names.items()}
     return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
 
 

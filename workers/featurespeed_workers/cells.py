@@ -60,7 +60,7 @@ def run_cell(
         dtype=request.measurement.dtype,
         threads=torch.get_num_threads(),
         checkpoints=checkpoints,
-        scaling=seed_scaling(begun.setting.network, scaling) if request.kind == "recommend" else None,
+        scaling=seed_scaling(begun.setting, scaling) if request.kind == "recommend" else None,
         branch_scale=branch_scale,
         losses=losses,
         warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings),

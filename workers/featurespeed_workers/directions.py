@@ -6,60 +6,79 @@ A step of rate η is ``w ← w − η · u``; here is u, for every optimizer as 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim._muon import muon  # its step as a function; torch exports the class alone
 
-from featurespeed.contract import Optimizer, Sgd
+from featurespeed.contract import Muon, Optimizer, OptimizerName
+from featurespeed_workers.network import Network
+from featurespeed_workers.optimizers import SignSgd
 
 State = Mapping[str, Any]
 """What torch.optim keeps of a parameter: momentum_buffer, or step, exp_avg, exp_avg_sq; empty before a first step."""
+
+_KINDS: tuple[tuple[type[torch.optim.Optimizer], OptimizerName], ...] = (
+    (torch.optim.SGD, "sgd"),
+    (torch.optim.AdamW, "adamw"),
+    (torch.optim.Adam, "adam"),  # AdamW is an Adam too
+    (torch.optim.Muon, "muon"),
+    (SignSgd, "signsgd"),
+)
+_DECOUPLED = ("adamw", "signsgd", "muon")
+"""Optimizers whose weight decay is no part of the gradient that they see."""
 
 
 @dataclass(frozen=True)
 class UpdateRule:
     """Which direction an optimizer takes, its learning rate left out. ``gain`` multiplies the whole direction."""
 
-    name: str
+    name: OptimizerName
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    ns_coefficients: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ns_steps: int = 0
+    adjust_lr_fn: str | None = None
     gain: float = 1.0
 
     @classmethod
     def from_contract(cls, optimizer: Optimizer) -> Self:
-        """The rule of a specification's optimizer."""
-        return cls(**optimizer.model_dump())
+        """The rule of a specification's optimizer; of ``muon`` the one for hidden matrices (see :func:`rules_of`)."""
+        return cls(**optimizer.model_dump(exclude={"adamw"}))
 
     @classmethod
     def from_group(cls, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Self:
         """The rule of one parameter group of a torch optimizer; raises ValueError for one that is not known."""
-        kinds = ((torch.optim.SGD, "sgd"), (torch.optim.AdamW, "adamw"), (torch.optim.Adam, "adam"))  # AdamW is an Adam
-        name = next((name for kind, name in kinds if _steps_as(optimizer, kind)), None)
+        name = next((name for kind, name in _KINDS if _steps_as(optimizer, kind)), None)
         if name is None:
-            raise ValueError(f"optimizer: {type(optimizer).__name__} is not one of SGD, Adam, AdamW")
+            known = ", ".join(kind.__name__ for kind, _ in _KINDS)
+            raise ValueError(f"optimizer: {type(optimizer).__name__} is not one of {known}")
         if group.get("decoupled_weight_decay"):
             name = "adamw"
         for option in ("amsgrad", "maximize"):
             if group.get(option):
                 raise ValueError(f"optimizer: {option}=True is not supported")
-        known = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
-        return cls(name=name, **{key: group[key] for key in known if key in group})
+        options = {field.name for field in fields(cls)} - {"name", "gain"}
+        return cls(name=name, **{key: group[key] for key in options if key in group})
 
     def sustained(self) -> Self:
         """The rule whose first step is the step that this one settles to under a constant gradient.
 
         With momentum μ the steady step is 1/(1−μ) times the gradient (with dampening d, (1−d)/(1−μ)), with and without
-        Nesterov; Adam's bias correction makes its first step that one already.
+        Nesterov; Adam's bias correction makes its first step that one already. The sign of a momentum buffer, and its
+        orthogonalisation by Muon, are at every step those of the gradient itself: no momentum changes their size.
         """
-        if self.name != "sgd" or self.momentum == 0:
+        if self.momentum == 0:
             return self
+        if self.name != "sgd":
+            return replace(self, momentum=0.0)
         # Nesterov adds μ times the steady buffer to the gradient itself
         buffer = (1 - self.dampening) / (1 - self.momentum)
         gain = 1 + self.momentum * buffer if self.nesterov else buffer
@@ -67,12 +86,19 @@ class UpdateRule:
 
     def direction(self, weight: Tensor, gradient: Tensor, state: State) -> Tensor:
         """u for one parameter: the shape of ``weight``; may be ``gradient`` itself, which is never changed."""
-        if self.weight_decay and self.name != "adamw":
+        if self.weight_decay and self.name not in _DECOUPLED:
             gradient = gradient.add(weight, alpha=self.weight_decay)
-        update = self._sgd(gradient, state) if self.name == "sgd" else self._adam(gradient, state)
-        if self.weight_decay and self.name == "adamw":
+        update = self._undecayed(gradient, state)
+        if self.weight_decay and self.name in _DECOUPLED:
             update = update.add_(weight, alpha=self.weight_decay)
         return update if self.gain == 1 else update * self.gain
+
+    def _undecayed(self, gradient: Tensor, state: State) -> Tensor:
+        if self.name == "sgd":
+            return self._sgd(gradient, state)
+        if self.name == "signsgd":
+            return self._sgd(gradient, state).sign()
+        return self._muon(gradient, state) if self.name == "muon" else self._adam(gradient, state)
 
     def _sgd(self, gradient: Tensor, state: State) -> Tensor:
         if self.momentum == 0:
@@ -93,16 +119,48 @@ class UpdateRule:
         denominator = second.div_(1 - beta2**step).sqrt_().add_(self.eps)
         return first.div_(1 - beta1**step).div_(denominator)
 
+    def _muon(self, gradient: Tensor, state: State) -> Tensor:
+        """By torch's own function: what a step of rate 1 makes of zero weights, its sign turned."""
+        buffer, moved = state.get("momentum_buffer"), torch.zeros_like(gradient)
+        muon(
+            [moved],
+            [gradient],
+            [torch.zeros_like(gradient) if buffer is None else buffer.clone()],  # is written to
+            lr=1.0,
+            weight_decay=0.0,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_coefficients=self.ns_coefficients,
+            ns_steps=self.ns_steps,
+            eps=self.eps,
+            adjust_lr_fn=self.adjust_lr_fn,
+            has_complex=False,
+        )
+        return moved.neg_()
+
+
+def rules_of(optimizer: Optimizer, network: Network) -> Callable[[str], UpdateRule]:
+    """The rule of each parameter of a network, by name, under a specification's optimizer.
+
+    It is one for all but under ``muon``: there, parameters that are no matrices of hidden blocks go by AdamW.
+    """
+    rule = UpdateRule.from_contract(optimizer)
+    if not isinstance(optimizer, Muon):
+        return lambda name: rule
+    rest = UpdateRule(name="adamw", **optimizer.adamw.model_dump())
+    matrices = hidden_matrices(network)
+    return lambda name: rule if name in matrices else rest
+
+
+def hidden_matrices(network: Network) -> frozenset[str]:
+    """Names of the 2-D parameters of all blocks but the first and the last, embeddings left out: what Muon is for."""
+    modules = network.module.named_modules()
+    embeddings = {id(m.weight) for _, m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    parameters = dict(network.module.named_parameters())
+    hidden = [name for block in network.blocks[1:-1] for name in block.parameters]
+    return frozenset(n for n in hidden if parameters[n].ndim == 2 and id(parameters[n]) not in embeddings)
+
 
 def _steps_as(optimizer: torch.optim.Optimizer, kind: type[torch.optim.Optimizer]) -> bool:
     """Whether it is of that kind, and no subclass with a step of its own (torch wraps the methods that it calls)."""
     return isinstance(optimizer, kind) and inspect.unwrap(type(optimizer).step) is inspect.unwrap(kind.step)
-
-
-def make_optimizer(spec: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The torch optimizer of a specification over parameter groups that carry their own ``lr``."""
-    options = spec.model_dump(exclude={"name"})
-    if isinstance(spec, Sgd):
-        return torch.optim.SGD(groups, lr=0.0, **options)
-    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=0.0, **options)

@@ -16,6 +16,7 @@ from featurespeed.contract import (
     Kind,
     LayerMeasurement,
     Measurement,
+    OptimizerName,
     ParameterRecommendation,
     Provenance,
     Recommendation,
@@ -27,8 +28,7 @@ from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed.version import __version__
 from featurespeed_workers.drift import Drift, with_drift
 from featurespeed_workers.loss_curves import SeedLosses, over_seeds
-from featurespeed_workers.measurement import LayerValues, StateMeasurement
-from featurespeed_workers.network import Network
+from featurespeed_workers.measurement import LayerValues, Setting, StateMeasurement
 from featurespeed_workers.passes import norm
 from featurespeed_workers.rules.scaling import BlockScaling
 
@@ -38,13 +38,14 @@ FINITE_DIFFERENCE_BOUND = 5e-2
 
 
 class Tensors(Model):
-    """Initialization of one tensor for one seed: ``mean`` + ``std`` · noise."""
+    """Initialization of one tensor for one seed: ``mean`` + ``std`` · noise; and which optimizer steps it."""
 
     name: str
     block: str
     shape: tuple[int, ...]
     mean: float
     std: float
+    optimizer: OptimizerName | None = None
 
 
 class SeedScaling(Model):
@@ -81,14 +82,22 @@ class Cell(Model):
     warnings: tuple[str, ...] = ()
 
 
-def seed_scaling(network: Network, scaling: BlockScaling) -> SeedScaling:
-    """The scalars of a scaling."""
+def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
+    """The scalars of a scaling, and the optimizer of each parameter."""
+    network = setting.network
     tensors = [
-        Tensors(name=name, block=block.name, shape=tuple(p.shape), mean=mean, std=std)
+        Tensors(
+            name=name,
+            block=block.name,
+            shape=tuple(p.shape),
+            mean=mean,
+            std=std,
+            optimizer=setting.rule(name).name if p.requires_grad else None,
+        )
         for block in network.blocks
         for name in block.parameters
-        for p in [scaling.parameters[name].detach()]
-        for mean, std in [_mean_and_std(p, scaling.stds.get(block.name))]
+        for p in [scaling.parameters[name]]
+        for mean, std in [_mean_and_std(p.detach(), scaling.stds.get(block.name))]
     ]
     return SeedScaling(
         blocks=tuple(b.name for b in network.blocks),
@@ -226,6 +235,7 @@ def _recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomm
                 init_mean=t.mean,
                 init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
                 lr=by_block[t.block].mean,
+                optimizer=t.optimizer,
             )
             for i, t in enumerate(seeds[0].tensors)
         ),

@@ -12,7 +12,7 @@ from featurespeed.contract import JobRequest, is_selected, lookup
 from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import Source
-from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.directions import rules_of
 from featurespeed_workers.listening import CellProgress, Listener
 from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Setting
@@ -35,8 +35,8 @@ class Start:
 def start(request: JobRequest, seed: int, source: Source, device: torch.device, listener: Listener) -> Start:
     """The start of ``request`` under one seed; raises MeasurementError for a network that cannot be scaled."""
     network = _built(request, seed, getattr(torch, request.measurement.dtype), device)
-    rule = UpdateRule.from_contract(request.optimizer)
-    setting = Setting(network, loss_function(request.loss), lambda name: rule, method=request.measurement.method)
+    rule = rules_of(request.optimizer, network)
+    setting = Setting(network, loss_function(request.loss), rule, method=request.measurement.method)
 
     def batch(step: int) -> Batch:
         return source.batch(seed, step)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featurespeed.contract import Optimizer
 from featurespeed.defaults import WARMUP_FRACTION
-from featurespeed_workers.directions import make_optimizer
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import Setting, StateMeasurement, measure_state
+from featurespeed_workers.network import Block
+from featurespeed_workers.optimizers import make_optimizers, state_of
 from featurespeed_workers.passes import Batch, call
 
 
@@ -57,18 +59,15 @@ def train(
     run: Run,
     record: Record = lambda step, loss: None,
 ) -> Iterator[tuple[int, StateMeasurement]]:
-    """Train copies of ``parameters`` with torch's own optimizer; yield (step, measurement) at checkpoints after step 0.
+    """Train copies of ``parameters`` with real optimizers; yield (step, measurement) at checkpoints after step 0.
 
     Each measurement is along the update that the optimizer would make next on that step's batch, at rates η_l
     (schedule and δt left out). Raises MeasurementError when the loss is no longer finite, naming the step.
     """
     weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in parameters.items()}
-    groups = [
-        {"params": [weights[n] for n in block.parameters if weights[n].requires_grad], "base": run.rates[block.name]}
-        for block in setting.network.blocks
-    ]
-    optimizer = make_optimizer(run.optimizer, [g for g in groups if g["params"]])
-    setting = replace(setting, state=lambda name: optimizer.state.get(weights[name], {}))
+    groups = [group for block in setting.network.blocks for group in _groups(setting, weights, block, run)]
+    optimizers = make_optimizers(run.optimizer, groups)
+    setting = replace(setting, state=lambda name: state_of(optimizers, weights[name]))
     for step in range(run.schedule.steps + 1):
         last = step == run.schedule.steps
         now = batch(step)
@@ -76,20 +75,36 @@ def train(
             yield step, measure_state(setting, weights, now, run.rates)
         if not last:
             lr = run.master_lr * run.schedule.factor(step)
-            record(step, _step(setting, weights, now, optimizer, lr, step))
+            record(step, _step(setting, weights, now, optimizers, lr, step))
+
+
+def _groups(setting: Setting, weights: dict[str, Tensor], block: Block, run: Run) -> list[dict[str, Any]]:
+    """One group for each optimizer that steps parameters of the block."""
+    by_optimizer: dict[str, list[Tensor]] = {}
+    for name in block.parameters:
+        if weights[name].requires_grad:
+            by_optimizer.setdefault(setting.rule(name).name, []).append(weights[name])
+    return [{"params": p, "optimizer": name, "base": run.rates[block.name]} for name, p in by_optimizer.items()]
 
 
 def _step(
-    setting: Setting, weights: dict[str, Tensor], batch: Batch, optimizer: torch.optim.Optimizer, lr: float, step: int
+    setting: Setting,
+    weights: dict[str, Tensor],
+    batch: Batch,
+    optimizers: Sequence[torch.optim.Optimizer],
+    lr: float,
+    step: int,
 ) -> float:
     """Make one step; the loss before it."""
     inputs, targets = batch
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss = setting.loss_function(call(setting.network, weights, inputs), targets)
     if not torch.isfinite(loss):
         raise MeasurementError("diverged", f"the loss is not finite at step {step}")
     torch.autograd.backward(loss)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["base"]
-    optimizer.step()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["base"]
+        optimizer.step()
     return loss.item()

@@ -14,6 +14,7 @@ from featurespeed.contract.job import (
     Progress,
     Status,
 )
+from featurespeed.contract.optimizer import Adam, AdamSettings, AdamW, Muon, Optimizer, OptimizerName, Sgd, SignSgd
 from featurespeed.contract.report import (
     BlockRecommendation,
     GeometricStatistic,
@@ -26,14 +27,10 @@ from featurespeed.contract.report import (
     Statistic,
 )
 from featurespeed.contract.request import (
-    Adam,
-    AdamW,
     JobRequest,
     Kind,
     MeasurementSettings,
-    Optimizer,
     Scaling,
-    Sgd,
     group_of,
     is_selected,
     lookup,
@@ -43,6 +40,7 @@ from featurespeed.contract.validation import SpecError, parse_request, parse_req
 __all__ = [
     "TERMINAL",
     "Adam",
+    "AdamSettings",
     "AdamW",
     "Architecture",
     "BlockRecommendation",
@@ -67,7 +65,9 @@ __all__ = [
     "MeasurementEvent",
     "MeasurementSettings",
     "Mlp",
+    "Muon",
     "Optimizer",
+    "OptimizerName",
     "ParameterRecommendation",
     "Problem",
     "Progress",
@@ -77,6 +77,7 @@ __all__ = [
     "ResNet",
     "Scaling",
     "Sgd",
+    "SignSgd",
     "SpecError",
     "Sphere",
     "Statistic",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from featurespeed.contract.base import Model
 from featurespeed.contract.evidence import BranchScale, Evidence
+from featurespeed.contract.optimizer import OptimizerName
 from featurespeed.contract.request import Kind
 
 if TYPE_CHECKING:
@@ -111,7 +112,10 @@ class BlockRecommendation(Model):
 
 
 class ParameterRecommendation(Model):
-    """Initialization of one tensor, ``init_mean`` + ``init_std`` · noise, and its learning rate."""
+    """Initialization of one tensor, ``init_mean`` + ``init_std`` · noise, and its learning rate.
+
+    ``optimizer`` is the one that the rate is for (``None`` for a frozen parameter).
+    """
 
     name: str
     block: str
@@ -119,6 +123,7 @@ class ParameterRecommendation(Model):
     init_mean: float
     init_std: float
     lr: float
+    optimizer: OptimizerName | None = None
 
 
 class Recommendation(Model):
@@ -174,8 +179,8 @@ class Report(Model):
 
         apply(self, model)
 
-    def param_groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, *, optimizer: OptimizerName | None = None) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer; see :func:`featurespeed.apply.param_groups`."""
         from featurespeed.apply import param_groups
 
-        return param_groups(self, model)
+        return param_groups(self, model, optimizer=optimizer)

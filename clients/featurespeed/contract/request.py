@@ -11,48 +11,12 @@ from pydantic import Field, model_validator
 from featurespeed.contract.architecture import Architecture, Mlp, Transformer
 from featurespeed.contract.base import Model, Positive, Seed
 from featurespeed.contract.data import Data, Digits, Gaussian, Sphere, Tokens
+from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY, contribution_weights
 
 Kind = Literal["measure", "recommend"]
 Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
 Loss = Literal["mse", "cross_entropy"]
-Unit = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Sgd(Model):
-    """Stochastic gradient descent, as ``torch.optim.SGD``."""
-
-    name: Literal["sgd"]
-    momentum: Unit = 0.0
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: true needs momentum > 0")
-        return self
-
-
-class _Adam(Model):
-    betas: tuple[Unit, Unit] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-
-
-class Adam(_Adam):
-    """Adam, as ``torch.optim.Adam``: weight decay is added to the gradient."""
-
-    name: Literal["adam"]
-
-
-class AdamW(_Adam):
-    """AdamW, as ``torch.optim.AdamW``: weight decay is decoupled from the gradient."""
-
-    name: Literal["adamw"]
-
-
-Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
 
 
 Group = Literal["input", "hidden", "output"]
@@ -141,7 +105,7 @@ class JobRequest(Model):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for check in (_check_data, _check_targets, _check_rule, _check_blocks, _check_contributions):
+        for check in (_check_data, _check_targets, _check_optimizer, _check_rule, _check_blocks, _check_contributions):
             check(self)
         return self
 
@@ -186,6 +150,14 @@ def _check_targets(request: JobRequest) -> None:
         raise ValueError(f"data.targets: {data.targets!r} are no labels; cross_entropy takes 'classes' or 'teacher'")
     if loss == "mse" and data.targets == "classes":
         raise ValueError("data.targets: 'classes' are labels; mse takes 'gaussian', 'ones' or 'teacher'")
+
+
+def _check_optimizer(request: JobRequest) -> None:
+    """Muon is for hidden matrices: some must be there."""
+    if request.optimizer.name == "muon" and request.architecture.depth < 3:
+        raise ValueError(
+            "optimizer.name: 'muon' is for the matrices of hidden blocks, and depth 2 has none; use 'adamw'"
+        )
 
 
 def _check_rule(request: JobRequest) -> None:
