@@ -39,6 +39,7 @@ SPECS: dict[str, dict[str, Any]] = {
         },
         "data": {"kind": "tokens", "batch_size": 4},
         "loss": "cross_entropy",
+        "scaling": {"granularity": "tensor", "contributions": {"input": 2.0, "output": 0.5}},
         "measurement": {"seeds": list(SEEDS)},
     },
 }  # fmt: skip
@@ -82,7 +83,16 @@ def in_python(spec: dict[str, Any]) -> Report:
 
     ask = {"measure": measure, "recommend": recommend}[spec["kind"]]
     batches = lambda seed: (source.batch(seed, step) for step in range(4))  # noqa: E731
-    return ask(model, batches, loss=request.loss, optimizer=request.optimizer, seeds=SEEDS)
+    scaling = request.scaling
+    return ask(
+        model,
+        batches,
+        loss=request.loss,
+        optimizer=request.optimizer,
+        contributions=scaling.contributions,
+        granularity=scaling.granularity,
+        seeds=SEEDS,
+    )
 
 
 async def asynchronous(address: str, spec: dict[str, Any]) -> Report:

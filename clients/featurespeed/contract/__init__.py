@@ -27,6 +27,7 @@ from featurespeed.contract.report import (
     Statistic,
 )
 from featurespeed.contract.request import (
+    Granularity,
     JobRequest,
     Kind,
     MeasurementSettings,
@@ -53,6 +54,7 @@ __all__ = [
     "FieldError",
     "Gaussian",
     "GeometricStatistic",
+    "Granularity",
     "Image",
     "Job",
     "JobError",
