@@ -171,7 +171,7 @@ def test_every_quantity_is_explained() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     explained = set(re.findall(r"`(\w+)`", " ".join(rows)))
     measured = set(LayerMeasurement.model_fields) - {"index", "name", "size"}
-    recommended = {"master_lr", "relative_sensitivity", "feature_step", "warmup_fraction"}
+    recommended = {"master_lr", "relative_sensitivity", "feature_step", "refinement", "warmup_fraction"}
     assert recommended <= set(Recommendation.model_fields)
     assert {"loss_decay", "formula_residual"} <= set(Measurement.model_fields)
     assert measured | recommended | {"loss_decay", "formula_residual"} <= explained

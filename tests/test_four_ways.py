@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from featurespeed.contract import Report, parse_request
 from featurespeed_workers import measure, recommend
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import load
+from featurespeed_workers.probes import FIRST_STEP
 from tests.service.service_process import ServiceProcess
 
 SEEDS = (4, 0)
@@ -32,6 +34,15 @@ SPECS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "sgd", "momentum": 0.9},
         "measurement": {"seeds": list(SEEDS)},
     },
+    "refine": {
+        "kind": "recommend",
+        "architecture": {"family": "mlp", "input_dim": 64, "width": 32, "depth": 4, "output_dim": 10},
+        "data": {"kind": "digits", "batch_size": 32},
+        "loss": "cross_entropy",
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "scaling": {"refine": {"steps": 20}},
+        "measurement": {"seeds": list(SEEDS)},
+    },
     "measure": {
         "kind": "measure",
         "architecture": {
@@ -39,7 +50,6 @@ SPECS: dict[str, dict[str, Any]] = {
         },
         "data": {"kind": "tokens", "batch_size": 4},
         "loss": "cross_entropy",
-        "scaling": {"granularity": "tensor", "contributions": {"input": 2.0, "output": 0.5}},
         "measurement": {"seeds": list(SEEDS)},
     },
 }  # fmt: skip
@@ -81,18 +91,14 @@ def in_python(spec: dict[str, Any]) -> Report:
             base_initialize(network, request.architecture, seed=seed)
         return network
 
-    ask = {"measure": measure, "recommend": recommend}[spec["kind"]]
-    batches = lambda seed: (source.batch(seed, step) for step in range(4))  # noqa: E731
-    scaling = request.scaling
-    return ask(
-        model,
-        batches,
-        loss=request.loss,
-        optimizer=request.optimizer,
-        contributions=scaling.contributions,
-        granularity=scaling.granularity,
-        seeds=SEEDS,
-    )
+    def batches(seed: int):
+        for_closed_form = (source.batch(seed, step) for step in range(4))
+        return chain(for_closed_form, (source.batch(seed, FIRST_STEP + step) for step in count()))
+
+    options = {"loss": request.loss, "optimizer": request.optimizer, "seeds": SEEDS}
+    if request.kind == "measure":
+        return measure(model, batches, **options)
+    return recommend(model, batches, refine=request.scaling.refine, **options)
 
 
 async def asynchronous(address: str, spec: dict[str, Any]) -> Report:
@@ -100,11 +106,11 @@ async def asynchronous(address: str, spec: dict[str, Any]) -> Report:
         return await {"measure": client.measure, "recommend": client.recommend}[spec["kind"]](spec)
 
 
-@pytest.mark.parametrize("kind", SPECS)
-def test_the_same_numbers_whichever_way(kind: str, address: str, tmp_path: Path) -> None:
-    spec = SPECS[kind]
+@pytest.mark.parametrize("case", SPECS)
+def test_the_same_numbers_whichever_way(case: str, address: str, tmp_path: Path) -> None:
+    spec = SPECS[case]
     with Client(address) as client:
-        over_http = {"measure": client.measure, "recommend": client.recommend}[kind](spec)
+        over_http = {"measure": client.measure, "recommend": client.recommend}[spec["kind"]](spec)
     reports = {
         "command line, in-process": command_line(spec),
         "command line, server": command_line(spec, "--server", address),
@@ -113,6 +119,7 @@ def test_the_same_numbers_whichever_way(kind: str, address: str, tmp_path: Path)
     }
     expected = over_http.model_dump(exclude={"provenance"})
     assert len(expected["measurements"][0]["layers"]) == len(parse_request(spec).architecture.block_names)
+    assert (expected["recommendation"] or {}).get("refinement") is not None or case != "refine"
     for way, report in reports.items():
         assert report.model_dump(exclude={"provenance"}) == expected, way
         assert report.provenance.seeds == SEEDS

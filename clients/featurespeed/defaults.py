@@ -37,6 +37,9 @@ def contribution_weights(optimizer: str) -> dict[str, float]:
 WARMUP_FRACTION = 0.05
 """Part of the training over which the learning rates rise linearly from 0: all experiments had it."""
 
+REFINE_FACTORS = (0.5, 1.0, 2.0)
+"""Multiples of κ that probes try: of the same experiments, one of these met or beat the sweep on six of seven nets."""
+
 SENSITIVITY_TOLERANCE = 0.02
 """The output scale is iterated until the measured τ is this close to its target, relatively."""
 

@@ -49,6 +49,22 @@ def test_a_recommendation_with_steps_shows_both_runs(spec: Path) -> None:
     assert "between blocks" in titles
 
 
+def test_refined_by_probes(spec: Path, tmp_path: Path) -> None:
+    document = {**SPEC_WITHOUT_KIND, "scaling": {"refine": {"steps": 9, "factors": [0.25, 0.5]}}}
+    (tmp_path / "given.json").write_text(json.dumps(document))
+    done = run("recommend", tmp_path / "given.json", "--refine", "7", "--out", tmp_path / "report.json")
+    assert done.returncode == 0
+    advice = Report.model_validate_json((tmp_path / "report.json").read_text()).recommendation
+    assert [probe.factor for probe in advice.refinement.probes] == [0.25, 0.5]  # the factors of the file are kept
+    assert advice.refinement.probes[0].steps == (7,)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[:2] for row in rows if row[:2] in (["0.25", "0.25"], ["0.5", "0.5"])] == [["0.25"] * 2, ["0.5"] * 2]
+    cost = f"2 factors, {advice.refinement.total_steps} steps in all"
+    assert f"{advice.feature_step:.4g} by probes ({cost}); 1 asked" in done.stdout
+    assert "probe 2 seed 0: κ × 0.5" in done.stderr
+    assert "scaling.refine.steps" in refused(run("recommend", spec, "--refine", "2"))
+
+
 def test_dataset_beside_the_specification(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tensors = {"inputs": random.normal(size=(8, 4)), "targets": random.normal(size=(8, 2))}

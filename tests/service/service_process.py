@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -33,6 +35,7 @@ class ServiceProcess:
         self.log = directory / "log"
         self.computed = directory / "computed"
         self.computed.touch()
+        self.database = directory / "data" / "featurespeed.sqlite3"
         chosen = {"engine": "stand_in", "data_dir": directory / "data", "lease_seconds": 3, "cancel_grace_seconds": 1}
         self._environment = {
             **os.environ,
@@ -113,6 +116,11 @@ class ServiceProcess:
         """Keys of the request's cells that the stand-in has finished, in order, as often as it did."""
         lines = [line.split(maxsplit=1) for line in self.computed.read_text().splitlines()]
         return [key for sha256, key in lines if sha256 == request.sha256]
+
+    def stored_cells(self, job_id):
+        """Keys of the cells that the store keeps of a job."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            return {key for (key,) in connection.execute("SELECT key FROM cells WHERE job_id = ?", (job_id,))}
 
     def computed_seeds(self, request):
         """The same of a request whose cells are seeds."""

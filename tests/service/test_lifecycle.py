@@ -1,5 +1,6 @@
 """Processes that die, are ended, and come back."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import threading
 import psutil
 import pytest
 
+from featurespeed.contract import Report
+from featurespeed_workers import local, stages
 from tests.service import stand_in
 from tests.service.service_process import ServiceProcess, wait_until
 from tests.service.specs import request
@@ -68,6 +71,28 @@ def test_a_job_survives_kill_9_of_the_dispatcher(mortal):
     assert_finished_once(mortal, job_id, 1, done)
     assert mortal.dispatcher().pid != dispatcher.pid
     assert_gone(family)
+
+
+def test_probes_that_are_finished_survive_kill_9_of_the_dispatcher(mortal):
+    """The real engine, whose probes wait for the closed form of their seed; killed in the middle of the probes."""
+    mortal.wait_ready()
+    options = {"kind": "recommend", "seeds": (0, 1), "scaling": {"refine": {"steps": 600, "factors": [0.25, 0.5]}}}
+    asked = request(**options)
+    job_id = mortal.submit(**options)
+    assert mortal.job(job_id)["progress"]["cells_total"] == asked.cells_total == 6
+    wait_until(lambda: mortal.job(job_id)["progress"]["cells_done"] >= 3, 60, "the first probe")
+    mortal.dispatcher().kill()
+    kept = mortal.stored_cells(job_id)
+    assert {"seed 0", "seed 1"} < kept < set(stages.plan(asked))
+    job = mortal.wait(job_id)
+    assert (job["status"], job["attempt"], job["progress"]["cells_done"]) == ("succeeded", 2, 6), job["error"]
+    computed = mortal.computed_cells(asked)
+    assert set(computed) == set(stages.plan(asked))
+    assert all(computed.count(key) == 1 for key in kept)
+    there = Report.model_validate_json(json.dumps(mortal.result(job_id)))
+    here = local.answer(asked, threads=1)
+    assert there.model_dump(exclude={"provenance"}) == here.model_dump(exclude={"provenance"})
+    assert here.recommendation.refinement.total_steps == 2400
 
 
 def test_a_job_survives_kill_9_of_the_raylet(mortal):

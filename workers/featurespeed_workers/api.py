@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from featurespeed.contract import Adam, AdamW, Granularity, Muon, Optimizer, OptimizerName, Report, Sgd, SignSgd
+from featurespeed.contract import Adam, AdamW, Muon, Optimizer, OptimizerName, Refine, Report, Sgd, SignSgd
 from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
@@ -22,9 +22,9 @@ from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import state_of
 from featurespeed_workers.passes import Batch
-from featurespeed_workers.recommendation import seed_scaling
+from featurespeed_workers.refining import Probing
 from featurespeed_workers.rules.fsc import fsc
-from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name
+from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name, seed_scaling
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -42,7 +42,6 @@ def measure(
     blocks: Blocks | None = None,
     learning_rates: float | Mapping[str, float] | Literal["balanced", "optimizer"] = "balanced",
     contributions: Mapping[str, float] | None = None,
-    granularity: Granularity = "block",
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -55,21 +54,19 @@ def measure(
     ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
     optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
-    weights. ``granularity``: what has a balanced rate of its own, a ``block``, a ``tensor`` or a ``group``. Parameters
-    that require no gradient are frozen. ``blocks``: see :func:`network_of`.
+    weights. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
     """
-    _check(method, granularity, seeds)
+    _check(method, seeds)
     began, cells = time.perf_counter(), []
     for seed in seeds:
         network = _network(model, seed, blocks, None)
         setting = _setting(network, loss, optimizer, method, own_rates=learning_rates == "optimizer")
         [batch] = _first(batches, seed, 1)
         weights = None if contributions is None else _weights(setting, contributions)
-        rates = _rates(network, learning_rates, weights, granularity)
-        found = measure_state(setting, _parameters(network), batch, rates)
+        found = measure_state(setting, _parameters(network), batch, _rates(network, learning_rates, weights))
         cells.append(_cell(network, seed, found))
     return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
@@ -85,7 +82,7 @@ def recommend(
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
     feature_step: float = FEATURE_STEP,
     contributions: Mapping[str, float] | None = None,
-    granularity: Granularity = "block",
+    refine: Refine | int | None = None,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -93,13 +90,19 @@ def recommend(
 
     Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
     model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates.
+
+    ``refine``: short training probes around this answer, of so many steps (or a Refine, with factors). They take
+    further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
+    a name or a contract optimizer.
     """
-    _check(method, granularity, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
+    _check(method, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
+    probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:
         network = _network(model, seed, blocks, branches)
         setting = _setting(network, loss, optimizer, method, own_rates=False)
-        chosen = _first(batches, seed, RECOMMENDATION_BATCHES)
+        drawn = _first(batches, seed, RECOMMENDATION_BATCHES + probing.batches)
+        chosen = drawn[:RECOMMENDATION_BATCHES]
         scaling = fsc(
             setting,
             _parameters(network),
@@ -107,25 +110,28 @@ def recommend(
             relative_sensitivity=relative_sensitivity,
             feature_step=feature_step,
             contributions=_weights(setting, contributions or {}),
-            granularity=granularity,
         )
         fresh = replace(setting, state=lambda name: {})
         cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
         warnings = tuple(f"seed {seed}: {w}" for w in scaling.warnings)
         cells.append(cell.model_copy(update={"scaling": seed_scaling(setting, scaling), "warnings": warnings}))
-    wall = time.perf_counter() - began
-    return assemble("recommend", cells, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
+        probing.probe(setting, _parameters(network), cells[-1], drawn[RECOMMENDATION_BATCHES:] or drawn)
+
+    def assembled(found: Sequence[Cell]) -> Report:
+        wall = time.perf_counter() - began
+        return assemble("recommend", found, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
+
+    return probing.refined(cells, feature_step, assembled)
 
 
-def _check(method: str, granularity: str, seeds: Sequence[int], **positive: float) -> None:
-    for name, value, known in (("method", method, Method), ("granularity", granularity, Granularity)):
-        if value not in get_args(known):
-            raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(known))}")
+def _check(method: str, seeds: Sequence[int], **positive: float) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
     if not seeds:
         raise ValueError("seeds: at least one is needed, got none")
-    for name, number in positive.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name}: must be positive, got {number}")
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: must be positive, got {value}")
 
 
 def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
@@ -172,6 +178,14 @@ def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Meth
     return Setting(network, function, rule, method=method)
 
 
+def _specified(optimizer: AnyOptimizer) -> Optimizer:
+    if isinstance(optimizer, str):
+        return _named(optimizer)
+    if isinstance(optimizer, torch.optim.Optimizer | Sequence):
+        raise ValueError("refine: needs the optimizer by its name or as a contract optimizer, not a torch optimizer")
+    return optimizer
+
+
 def _named(name: str) -> Optimizer:
     kinds: dict[str, Optimizer] = {
         "sgd": Sgd(name="sgd"),
@@ -210,18 +224,11 @@ def _setting_of(
     return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
 
 
-def _rates(
-    network: Network,
-    rates: float | Mapping[str, float] | str,
-    weights: Mapping[str, float] | None,
-    granularity: Granularity,
-) -> Rates:
+def _rates(network: Network, rates: float | Mapping[str, float] | str, weights: Mapping[str, float] | None) -> Rates:
     if rates == "balanced":
-        even = Balance.even(network, granularity)
-        return even if weights is None else Balance.of(network, weights, granularity)
-    for field, given in (("contributions", weights is not None), ("granularity", granularity != "block")):
-        if given:
-            raise ValueError(f"{field}: needs learning_rates 'balanced', not explicit ones")
+        return "balanced" if weights is None else Balance.of(network, weights)
+    if weights is not None:
+        raise ValueError("contributions: needs learning_rates 'balanced', not explicit ones")
     names = [block.name for block in network.blocks]
     if isinstance(rates, Mapping):
         if missing := [name for name in names if name not in rates]:

@@ -13,9 +13,12 @@ from typing import Protocol
 from featurespeed.contract import JobRequest, Report
 from featurespeed_workers import cells
 from featurespeed_workers.cells import Cell, Listener, ignore
+from featurespeed_workers.probes import run_probe_cell
+from featurespeed_workers.refinement import Candidate, Probe, candidates
+from featurespeed_workers.refining import refined
 
 CellKey = str
-"""The name of a cell within its job, such as ``seed 0``."""
+"""The name of a cell within its job: ``seed 0``, or ``probe 2 seed 0`` for the second candidate."""
 
 
 class Engine(Protocol):
@@ -49,19 +52,32 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of a job: its seed, and the cells that must be finished before it."""
+    """A cell of a job: one seed's answer, or a probe of a candidate; and the cells that must be finished before it."""
 
     seed: int
+    candidate: Candidate | None = None
     inputs: tuple[CellKey, ...] = ()
 
 
 def plan(request: JobRequest) -> dict[CellKey, PlannedCell]:
     """All cells of a job, in the order in which they are best computed; as many as ``request.cells_total``."""
-    return {_seed_key(seed): PlannedCell(seed) for seed in request.measurement.seeds}
+    planned = {_seed_key(seed): PlannedCell(seed) for seed in request.measurement.seeds}
+    for number, candidate in enumerate(_candidates(request), 1):
+        for seed in request.measurement.seeds:
+            planned[_probe_key(number, seed)] = PlannedCell(seed, candidate, inputs=(_seed_key(seed),))
+    return planned
 
 
 def _seed_key(seed: int) -> CellKey:
     return f"seed {seed}"
+
+
+def _probe_key(number: int, seed: int) -> CellKey:
+    return f"probe {number} seed {seed}"
+
+
+def _candidates(request: JobRequest) -> tuple[Candidate, ...]:
+    return candidates(request.scaling.refine) if request.scaling.refine is not None else ()
 
 
 def next_cells(request: JobRequest, done: Collection[CellKey]) -> list[CellKey]:
@@ -86,10 +102,26 @@ def run_cell(
 ) -> str:
     """Compute a cell; ``inputs`` are those of :func:`inputs_of`. JSON. Raises as :func:`cells.run_cell`."""
     planned = plan(request)[key]
-    return cells.run_cell(request, planned.seed, dataset=dataset, listener=listener, device=device).model_dump_json()
+    if planned.candidate is None:
+        found = cells.run_cell(request, planned.seed, dataset=dataset, listener=listener, device=device)
+        return found.model_dump_json()
+    closed_form = Cell.model_validate_json(inputs[_seed_key(planned.seed)])
+    probe = run_probe_cell(request, planned.candidate, closed_form, dataset=dataset, listener=listener, device=device)
+    return probe.model_dump_json()
 
 
 def assemble(request: JobRequest, done: Mapping[CellKey, str], *, wall_seconds: float) -> Report:
     """The report from all cells, in the order of the request's seeds whatever the order in which they were done."""
     found = [Cell.model_validate_json(done[_seed_key(seed)]) for seed in request.measurement.seeds]
-    return cells.assemble(request, found, wall_seconds=wall_seconds)
+    tried = _candidates(request)
+    if not tried:
+        return cells.assemble(request, found, wall_seconds=wall_seconds)
+    keys = [_probe_key(i, seed) for i in range(1, len(tried) + 1) for seed in request.measurement.seeds]
+    probes = [Probe.model_validate_json(done[key]) for key in keys]
+    return refined(
+        found,
+        tried,
+        probes,
+        feature_step=request.scaling.feature_step,
+        assemble=lambda scaled: cells.assemble(request, scaled, wall_seconds=wall_seconds),
+    )

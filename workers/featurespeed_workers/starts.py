@@ -34,16 +34,21 @@ class Start:
 
 def start(request: JobRequest, seed: int, source: Source, device: torch.device, listener: Listener) -> Start:
     """The start of ``request`` under one seed; raises MeasurementError for a network that cannot be scaled."""
-    network = _built(request, seed, getattr(torch, request.measurement.dtype), device)
-    rule = rules_of(request.optimizer, network)
-    setting = Setting(network, loss_function(request.loss), rule, method=request.measurement.method)
+    setting = unscaled(request, seed, device)
 
     def batch(step: int) -> Batch:
         return source.batch(seed, step)
 
     scaling = _scaled(request, setting, batch, listener)
-    parameters = _explicit(request, network, scaling.parameters, seed)
+    parameters = _explicit(request, setting.network, scaling.parameters, seed)
     return Start(setting, replace(scaling, parameters=parameters), batch)
+
+
+def unscaled(request: JobRequest, seed: int, device: torch.device) -> Setting:
+    """The network from which scaling starts, and what is needed to measure it."""
+    network = _built(request, seed, getattr(torch, request.measurement.dtype), device)
+    rule = rules_of(request.optimizer, network)
+    return Setting(network, loss_function(request.loss), rule, method=request.measurement.method)
 
 
 def _built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.device) -> Network:
@@ -73,7 +78,6 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             relative_sensitivity=request.scaling.relative_sensitivity,
             feature_step=request.scaling.feature_step,
             contributions=request.contributions,
-            granularity=request.scaling.granularity,
             tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
     return closed_form(request, network, parameters)

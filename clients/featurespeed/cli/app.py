@@ -36,6 +36,10 @@ SeedsOption = Annotated[
 StepsOption = Annotated[
     int | None, typer.Option("--steps", metavar="N", help="Instead of the spec's measurement.steps.")
 ]
+RefineOption = Annotated[
+    int | None,
+    typer.Option("--refine", metavar="N", help="Refine the rates by training probes of N steps (scaling.refine)."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -57,6 +61,8 @@ RECOMMEND_EXAMPLES = """Examples:
 
   featurespeed recommend transformer.yaml --json > report.json
 
+  featurespeed recommend transformer.yaml --refine 100
+
   featurespeed recommend - --server http://localhost:8000 < spec.json"""
 
 
@@ -68,9 +74,10 @@ def recommend(
     out: OutOption = None,
     seeds: SeedsOption = None,
     steps: StepsOption = None,
+    refine: RefineOption = None,
 ) -> None:
     """Recommend initialization scales and learning rates."""
-    _ask("recommend", Question(spec, server, seeds, steps), as_json, out)
+    _ask("recommend", Question(spec, server, seeds, steps, refine), as_json, out)
 
 
 MEASURE_EXAMPLES = """Examples:

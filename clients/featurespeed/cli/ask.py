@@ -26,6 +26,7 @@ class Question:
     server: str | None = None
     seeds: str | None = None
     steps: int | None = None
+    refine: int | None = None
 
 
 def answer(kind: Kind, question: Question) -> Report:
@@ -59,13 +60,22 @@ def read(kind: Kind, question: Question) -> Specification:
     else:
         path = Path(question.spec)
         document, folder = parse_spec(path.read_bytes(), str(path)), path.parent
-    settings = document.get("measurement", {})
-    if isinstance(settings, dict):  # otherwise it is refused later
-        document["measurement"] = {**settings, **_overrides(question)}
+    _override(document, "measurement", _measurement(question))
+    if question.refine is not None:
+        scaling = document.get("scaling", {})
+        refine = scaling.get("refine") if isinstance(scaling, dict) else None
+        given = refine if isinstance(refine, dict) else {}  # its factors are kept
+        _override(document, "scaling", {"refine": {**given, "steps": question.refine}})
     return complete(document, kind, folder)
 
 
-def _overrides(question: Question) -> dict[str, Any]:
+def _override(document: dict[str, Any], section: str, values: dict[str, Any]) -> None:
+    settings = document.get(section, {})
+    if isinstance(settings, dict):  # otherwise it is refused later
+        document[section] = {**settings, **values}
+
+
+def _measurement(question: Question) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if question.steps is not None:
         found["steps"] = question.steps

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featurespeed.contract.evidence import LossCurves
+from featurespeed.contract.refinement import Refinement
 from featurespeed.contract.report import (
     GeometricStatistic,
     LayerMeasurement,
@@ -34,6 +35,8 @@ def rendered(report: Report) -> str:
     with console.capture() as text:
         if report.recommendation is not None:
             console.print(recommendation_table(report.recommendation, first))
+            if report.recommendation.refinement is not None:
+                console.print(probes_table(report.recommendation.refinement))
         elif first is not None:
             console.print(measurement_table(first))
         if len(report.measurements) > 1:
@@ -122,6 +125,23 @@ def rate_drift(measured: Measurement) -> tuple[str, str]:
     return f"×{math.exp(statistics.fmean(logs)):.3g}", f"×÷{math.exp(max(logs) - min(logs)):.3g}"
 
 
+def probes_table(refinement: Refinement) -> Table:
+    """One row a factor: how its probes went; the mean log-loss chooses, and is to be low."""
+    table = _table("probe κ", "factor", "mean log-loss", "± seeds", "steps", "note")
+    for probe in refinement.probes:
+        losses = Statistic.of(probe.mean_log_loss)
+        diverged = f"diverged ({sum(probe.diverged)} of {len(probe.diverged)} seeds)" if any(probe.diverged) else ""
+        table.add_row(
+            number(probe.feature_step),
+            number(probe.factor),
+            number(probe.score),
+            number(losses.sd) if len(losses.values) > 1 else "–",
+            str(sum(probe.steps)),
+            "lowest" if probe.chosen else diverged,
+        )
+    return table
+
+
 def losses_table(curves: LossCurves) -> Table:
     """Two rows: training under the recommendation, and under PyTorch's defaults."""
     table = _table("training", "mean loss", "final loss", "± seeds")
@@ -146,11 +166,7 @@ def footer(report: Report) -> Iterator[str]:
     if (advice := report.recommendation) is not None:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
         if advice.relative_sensitivity is not None:
-            yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {number(advice.feature_step)} asked"
-        if advice.granularity == "tensor":
-            yield "granularity      tensor   (a block's lr is a mean of its tensors'; these are in the JSON report)"
-        if advice.granularity == "group":
-            yield "granularity      group   (input, hidden and output have one init std and one lr each)"
+            yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {_feature_step(advice)}"
         if advice.contributions is not None and set(advice.contributions.values()) != {1.0}:
             weights = ", ".join(f"{group} {number(weight)}" for group, weight in advice.contributions.items())
             yield f"contributions    {weights}   (weight of each block in the loss decay)"
@@ -168,6 +184,13 @@ def footer(report: Report) -> Iterator[str]:
     yield f"made with        seeds {seeds}; {made.dtype} on {made.device}; {made.wall_seconds:.1f} s"
     for warning in report.warnings:
         yield f"warning          {warning}"
+
+
+def _feature_step(advice: Recommendation) -> str:
+    if (found := advice.refinement) is None:
+        return f"{number(advice.feature_step)} asked"
+    cost = f"{len(found.probes)} factors, {found.total_steps} steps in all"
+    return f"{number(advice.feature_step)} by probes ({cost}); {number(found.asked_feature_step)} asked"
 
 
 def number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from featurespeed.contract.job import (
     Status,
 )
 from featurespeed.contract.optimizer import Adam, AdamSettings, AdamW, Muon, Optimizer, OptimizerName, Sgd, SignSgd
+from featurespeed.contract.refinement import ProbeResult, Refine, Refinement
 from featurespeed.contract.report import (
     BlockRecommendation,
     GeometricStatistic,
@@ -27,7 +28,6 @@ from featurespeed.contract.report import (
     Statistic,
 )
 from featurespeed.contract.request import (
-    Granularity,
     JobRequest,
     Kind,
     MeasurementSettings,
@@ -54,7 +54,6 @@ __all__ = [
     "FieldError",
     "Gaussian",
     "GeometricStatistic",
-    "Granularity",
     "Image",
     "Job",
     "JobError",
@@ -71,10 +70,13 @@ __all__ = [
     "Optimizer",
     "OptimizerName",
     "ParameterRecommendation",
+    "ProbeResult",
     "Problem",
     "Progress",
     "Provenance",
     "Recommendation",
+    "Refine",
+    "Refinement",
     "Report",
     "ResNet",
     "Scaling",

@@ -12,6 +12,7 @@ from featurespeed.contract.architecture import Architecture, Mlp, Transformer
 from featurespeed.contract.base import Model, Positive, Seed
 from featurespeed.contract.data import Data, Digits, Gaussian, Sphere, Tokens
 from featurespeed.contract.optimizer import AdamW, Optimizer
+from featurespeed.contract.refinement import Refine
 from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY, contribution_weights
 
 Kind = Literal["measure", "recommend"]
@@ -19,7 +20,6 @@ Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
 Loss = Literal["mse", "cross_entropy"]
 
 
-Granularity = Literal["block", "tensor", "group"]
 Group = Literal["input", "hidden", "output"]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -29,18 +29,16 @@ class Scaling(Model):
 
     ``contributions``: the weight of every block of a group in the loss decay. Balanced rates give each block that
     trains the part (its weight) / (sum of their weights); a block of weight 0 has rate 0. Groups that are not named
-    have their default weight (see :mod:`featurespeed.defaults`).
-
-    ``granularity``: what has a rate of its own. ``block``; ``tensor``: each parameter tensor, those of a block having
-    equal parts of its contribution; ``group``: the first block, the last, and all others together, which also share
-    the std of their matrices (six numbers, as in the paper).
+    have their default weight (see :mod:`featurespeed.defaults`). ``refine``: short training probes around the
+    closed-form answer (rule ``fsc`` of kind ``recommend``); off unless given.
     """
 
     rule: Rule | None = None
-    granularity: Granularity = "block"
+    granularity: Literal["block"] = "block"
     relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
     feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
     contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
+    refine: Refine | None = None
 
 
 class MeasurementSettings(Model):
@@ -94,8 +92,9 @@ class JobRequest(Model):
 
     @property
     def cells_total(self) -> int:
-        """Into how many cells, the pieces computed at once, a job is cut: one a seed."""
-        return len(self.measurement.seeds)
+        """Into how many cells, the pieces computed at once, a job is cut: one a seed, and one a probe."""
+        probes = len(self.scaling.refine.factors) if self.scaling.refine is not None else 0
+        return len(self.measurement.seeds) * (1 + probes)
 
     @property
     def rule(self) -> Rule:
@@ -110,7 +109,7 @@ class JobRequest(Model):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for check in (_check_data, _check_targets, _check_optimizer, _check_rule, _check_blocks, _check_balance):
+        for check in (_check_data, _check_targets, _check_optimizer, _check_rule, _check_blocks, _check_contributions):
             check(self)
         return self
 
@@ -166,8 +165,12 @@ def _check_optimizer(request: JobRequest) -> None:
 
 
 def _check_rule(request: JobRequest) -> None:
-    """Table 1 speaks of ReLU MLPs under gradient descent."""
+    """Table 1 speaks of ReLU MLPs under gradient descent; κ, which probes refine, is part of rule ``fsc`` alone."""
     rule = request.rule
+    if request.scaling.refine is not None and (request.kind, rule) != ("recommend", "fsc"):
+        raise ValueError(
+            f"scaling.refine: kind 'recommend' with rule 'fsc' takes it, not {request.kind!r} with {rule!r}"
+        )
     if rule not in ("ntk", "mf_mup"):
         return
     if not isinstance(request.architecture, Mlp):
@@ -200,17 +203,13 @@ def _check_blocks(request: JobRequest) -> None:
             raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
 
 
-def _check_balance(request: JobRequest) -> None:
-    """Weights and granularity must speak of rates that are balanced, and the weights leave a block that trains."""
-    asked = {
-        "contributions": request.scaling.contributions is not None,
-        "granularity": request.scaling.granularity != "block",
-    }
-    for field in [field for field, given in asked.items() if given]:
-        if request.kind == "recommend" and request.rule != "fsc":
-            raise ValueError(f"scaling.{field}: rule {request.rule!r} has rates of its own; only 'fsc' takes it")
-        if request.learning_rates != "balanced":
-            raise ValueError(f"scaling.{field}: needs learning_rates 'balanced', not explicit ones")
+def _check_contributions(request: JobRequest) -> None:
+    """Weights must speak of rates that are balanced, and leave a block that trains."""
+    given = request.scaling.contributions is not None
+    if given and request.kind == "recommend" and request.rule != "fsc":
+        raise ValueError(f"scaling.contributions: rule {request.rule!r} has rates of its own; only 'fsc' takes weights")
+    if given and request.learning_rates != "balanced":
+        raise ValueError("scaling.contributions: needs learning_rates 'balanced', not explicit ones")
     trained = [name for name in request.architecture.block_names if not is_selected(name, request.frozen)]
     if not any(request.contributions[group_of(name)] for name in trained):
         raise ValueError("scaling.contributions: every block that trains has weight 0; one must be positive")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from featurespeed.defaults import SENSITIVITY_TOLERANCE
-from featurespeed_workers.balance import Slopes
 from featurespeed_workers.errors import MeasurementError
 
 MAX_ROUNDS = 24
@@ -23,11 +22,11 @@ search would find a second, useless solution."""
 
 @dataclass(frozen=True)
 class Trial:
-    """One output scale and what was measured there: τ, and what balanced rates are made of."""
+    """One output scale and what was measured there: τ, and ⟨∇_l, u_l⟩ of every block."""
 
     scale: float
     relative_sensitivity: float
-    slopes: Slopes
+    unit_contributions: tuple[float, ...]
 
 
 @dataclass(frozen=True)

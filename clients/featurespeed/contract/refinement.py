@@ -1,0 +1,56 @@
+"""Refinement of a recommendation by short training probes: what is asked, and what was found."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from featurespeed.contract.base import Model
+from featurespeed.defaults import REFINE_FACTORS
+
+Factor = Annotated[float, Field(ge=1 / 8, le=8)]
+
+
+class Refine(Model):
+    """Train ``steps`` steps from the closed-form answer with κ times each of ``factors`` (rising), under every seed."""
+
+    steps: Annotated[int, Field(ge=5, le=10_000)]
+    factors: Annotated[tuple[Factor, ...], Field(min_length=2, max_length=7)] = REFINE_FACTORS
+
+    @model_validator(mode="after")
+    def _factors_rise(self) -> Self:
+        if any(a >= b for a, b in pairwise(self.factors)):
+            raise ValueError(f"factors: must rise, each larger than the one before, not {list(self.factors)}")
+        return self
+
+
+class ProbeResult(Model):
+    """What one factor gave. ``mean_log_loss``, ``steps`` (done) and ``diverged`` have one entry a seed.
+
+    ``score`` is the mean of ``mean_log_loss``; ``None`` if a seed diverged, as is that seed's mean log-loss.
+    ``chosen``: the lowest score.
+    """
+
+    factor: float
+    feature_step: float
+    score: float | None
+    mean_log_loss: tuple[float | None, ...]
+    steps: tuple[int, ...]
+    diverged: tuple[bool, ...]
+    chosen: bool
+
+
+class Refinement(Model):
+    """How κ was refined: ``factor`` times the κ that was asked, between the probed ones by interpolation.
+
+    ``fallback`` says what was taken where the probes do not tell: the closed form (factor 1) or the smallest factor; a
+    warning says why. ``total_steps`` is the cost: training steps over all probes.
+    """
+
+    factor: float
+    asked_feature_step: float
+    fallback: Literal["closed_form", "smallest_factor"] | None
+    total_steps: int
+    probes: tuple[ProbeResult, ...]

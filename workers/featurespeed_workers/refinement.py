@@ -1,0 +1,161 @@
+"""Refinement of κ by short training probes: which candidates are tried, what a probe's losses say, which one is taken.
+
+Pure functions on numbers; :mod:`featurespeed_workers.probes` does the training.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from featurespeed.contract import ProbeResult, Refine, Refinement
+from featurespeed.contract.base import Model
+
+LOSS_FLOOR = 1e-4
+"""A loss below counts as this: near 0, logarithms exaggerate, and a difference there is none that anybody needs."""
+
+DIVERGED = 100.0
+"""A probe whose loss is above so many times its first one (at least the floor) has diverged. What overshoots less, or
+has a small first loss by the chance of its batch, is judged by its mean log-loss."""
+
+
+class Candidate(Model):
+    """What a probe tries: the closed-form answer with κ times ``factor``."""
+
+    factor: float
+
+
+class Probe(Model):
+    """One run of ``steps`` steps under one seed. ``first`` and ``last`` are the losses of one batch, before and after.
+
+    ``first`` is ``None`` if it was not finite; ``last`` and ``mean_log_loss`` are for a probe that has diverged.
+    """
+
+    candidate: Candidate
+    seed: int
+    steps: int
+    first: float | None
+    last: float | None
+    mean_log_loss: float | None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it was stopped early."""
+        return self.mean_log_loss is None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The factor on κ for the whole report; ``best`` is the probed candidate with the lowest score."""
+
+    factor: float
+    best: Candidate | None = None
+    fallback: Literal["closed_form", "smallest_factor"] | None = None
+    warning: str | None = None
+
+
+def candidates(refine: Refine) -> tuple[Candidate, ...]:
+    """What is tried under every seed, by rising factor."""
+    return tuple(Candidate(factor=factor) for factor in refine.factors)
+
+
+def has_diverged(loss: float, first: float) -> bool:
+    """Whether a run with this loss, after a first one, is to be stopped."""
+    return not loss <= DIVERGED * max(first, LOSS_FLOOR)  # NaN too
+
+
+def result(candidate: Candidate, seed: int, losses: Sequence[float], *, diverged: bool) -> Probe:
+    """What the losses of a probe say, each before its step. The last step has the first step's batch."""
+    return Probe(
+        candidate=candidate,
+        seed=seed,
+        steps=len(losses),
+        first=losses[0] if losses else None,
+        last=None if diverged else losses[-1],
+        mean_log_loss=None if diverged else statistics.fmean(math.log(max(loss, LOSS_FLOOR)) for loss in losses),
+    )
+
+
+def score(probes: Sequence[Probe]) -> float | None:
+    """Mean over seeds of one candidate's mean log-loss, to be low; ``None`` if any seed diverged."""
+    logs = [probe.mean_log_loss for probe in probes]
+    known = [log for log in logs if log is not None]
+    return statistics.fmean(known) if len(known) == len(logs) else None
+
+
+def choose(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice:
+    """One factor for all seeds: the lowest score, refined by a parabola; a fallback where the probes do not tell."""
+    if fallback := _fallback(tried, probes):
+        return fallback
+    scores = {c: s for c in tried if (s := score(_of(c, probes))) is not None}
+    best = min(scores, key=lambda c: (scores[c], abs(math.log(c.factor))))
+    i = tried.index(best)
+    around = [c for c in tried[max(0, i - 1) : i + 2] if c in scores]
+    if len(around) < 3:
+        return Choice(best.factor, best)
+    points = [(math.log(c.factor), scores[c]) for c in around]
+    return Choice(math.exp(lowest_point(*points)), best)
+
+
+def _of(candidate: Candidate, probes: Sequence[Probe]) -> list[Probe]:
+    return [probe for probe in probes if probe.candidate == candidate]
+
+
+def _fallback(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice | None:
+    """What to take where no choice between the candidates is possible, and why."""
+    smallest = min(c.factor for c in tried)
+    kept = [p for c in tried if score(_of(c, probes)) is not None for p in _of(c, probes)]
+    if all(p.first is not None and p.first <= LOSS_FLOOR for p in probes):
+        return _closed_form(f"the loss is at its floor ({LOSS_FLOOR:g}) from the start")
+    if not kept:
+        return _smallest(smallest, "every probe diverged")
+    if all(p.last == p.first for p in kept):
+        return _closed_form("the loss changes in no probe, as with gradients that are zero")
+    if all(p.last is not None and p.first is not None and p.last >= p.first for p in kept):
+        return _smallest(smallest, "the loss rises in every probe")
+    return None
+
+
+def _closed_form(why: str) -> Choice:
+    return Choice(1.0, None, "closed_form", f"refine: {why}; the feature step is the one that was asked, not refined")
+
+
+def _smallest(factor: float, why: str) -> Choice:
+    text = f"refine: {why}; the smallest factor, {factor:g}, is taken: try smaller ones, or more steps"
+    return Choice(factor, None, "smallest_factor", text)
+
+
+def lowest_point(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+    """x of the lowest point of the parabola through three (x, y), by rising x, of which b is lowest; within a and c."""
+    left, right = (b[1] - a[1]) / (b[0] - a[0]), (c[1] - b[1]) / (c[0] - b[0])
+    curvature = (right - left) / (c[0] - a[0])
+    if curvature <= 0:
+        return b[0]
+    slope_at_b = (left * (c[0] - b[0]) + right * (b[0] - a[0])) / (c[0] - a[0])
+    return min(max(b[0] - slope_at_b / (2 * curvature), a[0]), c[0])
+
+
+def refinement(tried: Sequence[Candidate], probes: Sequence[Probe], choice: Choice, feature_step: float) -> Refinement:
+    """The part of the report; ``feature_step`` is the κ that was asked, ``probes`` of one candidate in seeds' order."""
+    return Refinement(
+        factor=choice.factor,
+        asked_feature_step=feature_step,
+        fallback=choice.fallback,
+        total_steps=sum(probe.steps for probe in probes),
+        probes=tuple(
+            ProbeResult(
+                factor=candidate.factor,
+                feature_step=feature_step * candidate.factor,
+                score=score(own),
+                mean_log_loss=tuple(probe.mean_log_loss for probe in own),
+                steps=tuple(probe.steps for probe in own),
+                diverged=tuple(probe.diverged for probe in own),
+                chosen=candidate == choice.best,
+            )
+            for candidate in tried
+            for own in [_of(candidate, probes)]
+        ),
+    )
