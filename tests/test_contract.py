@@ -190,6 +190,19 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
         {"input": 2.0},
         "needs learning_rates 'balanced'",
     ),
+    ({"scaling": {"granularity": "layer"}}, "scaling.granularity", "layer", "'block', 'tensor' or 'group'"),
+    (
+        {"scaling": {"rule": "pytorch_default", "granularity": "group"}},
+        "scaling.granularity",
+        "group",
+        "rule 'pytorch_default' has rates of its own",
+    ),
+    (
+        {**MEASURE, "learning_rates": 0.1, "scaling": {"granularity": "tensor"}},
+        "scaling.granularity",
+        "tensor",
+        "needs learning_rates 'balanced'",
+    ),
 ]
 
 

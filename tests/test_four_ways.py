@@ -50,6 +50,7 @@ SPECS: dict[str, dict[str, Any]] = {
         },
         "data": {"kind": "tokens", "batch_size": 4},
         "loss": "cross_entropy",
+        "scaling": {"granularity": "tensor", "contributions": {"input": 2.0, "output": 0.5}},
         "measurement": {"seeds": list(SEEDS)},
     },
 }  # fmt: skip
@@ -95,10 +96,17 @@ def in_python(spec: dict[str, Any]) -> Report:
         for_closed_form = (source.batch(seed, step) for step in range(4))
         return chain(for_closed_form, (source.batch(seed, FIRST_STEP + step) for step in count()))
 
-    options = {"loss": request.loss, "optimizer": request.optimizer, "seeds": SEEDS}
+    scaling = request.scaling
+    options = {
+        "loss": request.loss,
+        "optimizer": request.optimizer,
+        "contributions": scaling.contributions,
+        "granularity": scaling.granularity,
+        "seeds": SEEDS,
+    }
     if request.kind == "measure":
         return measure(model, batches, **options)
-    return recommend(model, batches, refine=request.scaling.refine, **options)
+    return recommend(model, batches, refine=scaling.refine, **options)
 
 
 async def asynchronous(address: str, spec: dict[str, Any]) -> Report:

@@ -12,7 +12,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from featurespeed.contract import Adam, AdamW, Muon, Optimizer, OptimizerName, Refine, Report, Sgd, SignSgd
+from featurespeed.contract import (
+    Adam,
+    AdamW,
+    Granularity,
+    Muon,
+    Optimizer,
+    OptimizerName,
+    Refine,
+    Report,
+    Sgd,
+    SignSgd,
+)
 from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
@@ -22,9 +33,10 @@ from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import state_of
 from featurespeed_workers.passes import Batch
+from featurespeed_workers.recommendation import seed_scaling
 from featurespeed_workers.refining import Probing
 from featurespeed_workers.rules.fsc import fsc
-from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name, seed_scaling
+from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -42,6 +54,7 @@ def measure(
     blocks: Blocks | None = None,
     learning_rates: float | Mapping[str, float] | Literal["balanced", "optimizer"] = "balanced",
     contributions: Mapping[str, float] | None = None,
+    granularity: Granularity = "block",
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -54,19 +67,21 @@ def measure(
     ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
     optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
-    weights. Parameters that require no gradient are frozen. ``blocks``: see :func:`network_of`.
+    weights. ``granularity``: what has a balanced rate of its own, a ``block``, a ``tensor`` or a ``group``. Parameters
+    that require no gradient are frozen. ``blocks``: see :func:`network_of`.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
     """
-    _check(method, seeds)
+    _check(method, granularity, seeds)
     began, cells = time.perf_counter(), []
     for seed in seeds:
         network = _network(model, seed, blocks, None)
         setting = _setting(network, loss, optimizer, method, own_rates=learning_rates == "optimizer")
         [batch] = _first(batches, seed, 1)
         weights = None if contributions is None else _weights(setting, contributions)
-        found = measure_state(setting, _parameters(network), batch, _rates(network, learning_rates, weights))
+        rates = _rates(network, learning_rates, weights, granularity)
+        found = measure_state(setting, _parameters(network), batch, rates)
         cells.append(_cell(network, seed, found))
     return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
@@ -82,6 +97,7 @@ def recommend(
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
     feature_step: float = FEATURE_STEP,
     contributions: Mapping[str, float] | None = None,
+    granularity: Granularity = "block",
     refine: Refine | int | None = None,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
@@ -95,7 +111,7 @@ def recommend(
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
     a name or a contract optimizer.
     """
-    _check(method, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
+    _check(method, granularity, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
     probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:
@@ -110,6 +126,7 @@ def recommend(
             relative_sensitivity=relative_sensitivity,
             feature_step=feature_step,
             contributions=_weights(setting, contributions or {}),
+            granularity=granularity,
         )
         fresh = replace(setting, state=lambda name: {})
         cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
@@ -124,14 +141,15 @@ def recommend(
     return probing.refined(cells, feature_step, assembled)
 
 
-def _check(method: str, seeds: Sequence[int], **positive: float) -> None:
-    if method not in get_args(Method):
-        raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
+def _check(method: str, granularity: str, seeds: Sequence[int], **positive: float) -> None:
+    for name, value, known in (("method", method, Method), ("granularity", granularity, Granularity)):
+        if value not in get_args(known):
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(known))}")
     if not seeds:
         raise ValueError("seeds: at least one is needed, got none")
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: must be positive, got {value}")
+    for name, number in positive.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}: must be positive, got {number}")
 
 
 def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
@@ -224,11 +242,18 @@ def _setting_of(
     return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
 
 
-def _rates(network: Network, rates: float | Mapping[str, float] | str, weights: Mapping[str, float] | None) -> Rates:
+def _rates(
+    network: Network,
+    rates: float | Mapping[str, float] | str,
+    weights: Mapping[str, float] | None,
+    granularity: Granularity,
+) -> Rates:
     if rates == "balanced":
-        return "balanced" if weights is None else Balance.of(network, weights)
-    if weights is not None:
-        raise ValueError("contributions: needs learning_rates 'balanced', not explicit ones")
+        even = Balance.even(network, granularity)
+        return even if weights is None else Balance.of(network, weights, granularity)
+    for field, given in (("contributions", weights is not None), ("granularity", granularity != "block")):
+        if given:
+            raise ValueError(f"{field}: needs learning_rates 'balanced', not explicit ones")
     names = [block.name for block in network.blocks]
     if isinstance(rates, Mapping):
         if missing := [name for name in names if name not in rates]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from featurespeed.contract import BranchScale, JobRequest, ResNet, TargetAngle, group_of
 from featurespeed.defaults import RECOMMENDATION_BATCHES
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.data import Source
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener, ignore
@@ -64,10 +66,10 @@ def find_branch_scale(
     return _remembered[key]
 
 
-def with_notes(scaling: BlockScaling, found: BranchScale) -> BlockScaling:
+def with_notes(scaling: BlockScaling, found: BranchScale, blocks: Sequence[str]) -> BlockScaling:
     """The scaling with β in the note of each residual block."""
     notes = dict(scaling.notes)
-    for block in [name for name in scaling.rates if group_of(name) == "hidden"]:
+    for block in [name for name in blocks if group_of(name) == "hidden"]:
         own = f"branch scale β = {found.beta:g}"
         notes[block] = f"{notes[block]}; {own}" if block in notes else own
     return replace(scaling, notes=notes)
@@ -97,9 +99,10 @@ def _find(request: JobRequest, source: Source, device: torch.device, listener: L
 def _angle(request: JobRequest, seed: int, source: Source, device: torch.device) -> float:
     """θ_{L-1} of one seed, in radians: mean over batches, each under its own balanced rates."""
     begun = start(request, seed, source, device, ignore)
+    balance = Balance.requested(request, begun.setting.network)
     angles = []
     for step in range(RECOMMENDATION_BATCHES):
-        found = measure_state(begun.setting, begun.scaling.parameters, begun.batch(step), "balanced")
+        found = measure_state(begun.setting, begun.scaling.parameters, begun.batch(step), balance)
         if (angle := found.layers[-2].angle) is None:
             raise MeasurementError("no-feature-motion", "the last hidden feature does not move: it has no angle")
         angles.append(angle)

@@ -16,7 +16,8 @@ from featurespeed_workers.branch_scale import find_branch_scale, wants_angle, wi
 from featurespeed_workers.comparison import default_curve
 from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
 from featurespeed_workers.loss_curves import LossRecord
-from featurespeed_workers.seeds import Cell, device_name, seed_scaling
+from featurespeed_workers.recommendation import seed_scaling
+from featurespeed_workers.seeds import Cell, device_name
 from featurespeed_workers.starts import start
 from featurespeed_workers.trajectory import measured
 
@@ -53,7 +54,9 @@ def run_cell(
     if compares:
         default, more = default_curve(request, seed, source, where, portion(listener, 0.7, 1.0))
         losses, warnings = record.beside(default), (*warnings, *more)
-    scaling = with_notes(begun.scaling, branch_scale) if branch_scale else begun.scaling
+    scaling = begun.scaling
+    if branch_scale:
+        scaling = with_notes(scaling, branch_scale, request.architecture.block_names)
     return Cell(
         seed=seed,
         device=device_name(where),

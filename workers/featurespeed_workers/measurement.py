@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from featurespeed_workers import formula, velocity
-from featurespeed_workers.balance import Balance
+from featurespeed_workers.balance import Balance, Slope, rate_of
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.directions import State, UpdateRule
 from featurespeed_workers.errors import MeasurementError
@@ -42,7 +43,10 @@ class LayerValues:
 
 @dataclass(frozen=True)
 class StateMeasurement:
-    """All layers at one state; ``rates`` are the block rates η_l behind ẇ, ``unit_contributions`` ⟨∇_l, u_l⟩."""
+    """All layers at one state; ``rates`` are the block rates η_l behind ẇ, ``unit_contributions`` ⟨∇_l, u_l⟩.
+
+    ``parameter_rates``: rates of their own of single parameters, by name (granularity ``tensor``); they win.
+    """
 
     loss: float
     loss_decay: float
@@ -51,6 +55,13 @@ class StateMeasurement:
     rates: tuple[float, ...]
     unit_contributions: tuple[float, ...]
     method: Method
+    parameter_rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def all_rates(self) -> dict[str, float]:
+        """η by name: of every block, and of parameters that have their own."""
+        blocks = {layer.name: rate for layer, rate in zip(self.layers, self.rates, strict=True)}
+        return {**blocks, **self.parameter_rates}
 
     @property
     def relative_sensitivity(self) -> float:
@@ -71,7 +82,8 @@ class Setting:
 
 
 Rates = Mapping[str, float] | Literal["balanced"] | Balance
-"""η_l by block name; or such that contributions are equal (Eq. 8) or as a Balance says, from what is measured here."""
+"""η by block name, and by parameter name where one has its own; or such that contributions are equal (Eq. 8) or as a
+Balance says, from what is measured here."""
 
 
 def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates: Rates) -> StateMeasurement:
@@ -80,41 +92,50 @@ def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates:
     Nothing that belongs to the user changes: module, gradients, optimizer state, global random state.
     An operator without a forward-mode rule is measured by finite difference instead; ``method`` in the result says so.
     """
+    return measure_slopes(setting, parameters, batch, rates)[0]
+
+
+def measure_slopes(
+    setting: Setting, parameters: Parameters, batch: Batch, rates: Rates
+) -> tuple[StateMeasurement, dict[str, Slope]]:
+    """As :func:`measure_state`, with what balanced rates are made of: the Slope of every parameter that trains."""
     try:
         return _measure(setting, parameters, batch, rates)
     except NotImplementedError:
         return _measure(replace(setting, method="finite_difference"), parameters, batch, rates)
 
 
-def _measure(setting: Setting, parameters: Parameters, batch: Batch, rates: Rates) -> StateMeasurement:
+def _measure(
+    setting: Setting, parameters: Parameters, batch: Batch, rates: Rates
+) -> tuple[StateMeasurement, dict[str, Slope]]:
     device = next(iter(parameters.values())).device
     with same_randomness(device) as rewind:
         captured = capture(setting.network, parameters, batch, setting.loss_function)
         shared = _shared_storage([*captured.features, *captured.backward, *captured.gradients.values()])
         updates = {name: _update(setting, name, parameters[name], captured) for name in list(captured.gradients)}
-        units = [sum(updates[n].contribution for n in b.parameters if n in updates) for b in setting.network.blocks]
-        etas = _rates(setting.network, updates, units, rates)
-        unit = _speed_unit(setting.network, updates, etas)
+        slopes = {name: update.slope for name, update in updates.items()}
+        by_name = _rates(setting.network, slopes, rates)
+        etas = {n: rate_of(by_name, b.name, n) for b in setting.network.blocks for n in b.parameters if n in updates}
+        unit = _speed_unit(updates, etas)
         moves = {
             name: velocity.Move(
                 eta / unit, updates[name].direction, spare=_storage(updates[name].direction) not in shared
             )
-            for block, eta in zip(setting.network.blocks, etas, strict=True)
-            for name in block.parameters
-            if name in updates and eta != 0
+            for name, eta in etas.items()
+            if eta != 0
         }
         rewind()
         speeds = _speeds(setting, parameters, batch, captured, moves, unit)
-    return _combine(setting.network, captured, updates, speeds, etas, units, setting.method)
+    return _combine(setting, captured, updates, speeds, by_name), slopes
 
 
 @dataclass(frozen=True)
 class _Update:
-    """Direction u of one parameter, ⟨∇, u⟩, and ‖∇‖_2."""
+    """Direction u of one parameter, ‖∇‖_2, and its slope, ⟨∇, u⟩ within."""
 
     direction: Tensor
-    contribution: float
     gradient_norm: float
+    slope: Slope
 
 
 def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -> _Update:
@@ -122,19 +143,20 @@ def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -
     gradient = captured.gradients.pop(name)
     direction = setting.rule(name).direction(parameter.detach(), gradient, setting.state(name))
     size = norm(gradient)
-    return _Update(direction, size**2 if direction is gradient else inner(gradient, direction), size)
+    contribution = size**2 if direction is gradient else inner(gradient, direction)
+    epsilon = torch.finfo(gradient.dtype).eps
+    return _Update(direction, size, Slope(contribution, formula.rms(size, max(1, gradient.numel())), epsilon))
 
 
-def _speed_unit(network: Network, updates: Mapping[str, _Update], etas: list[float]) -> float:
+def _speed_unit(updates: Mapping[str, _Update], etas: Mapping[str, float]) -> float:
     """Of the order of the largest ‖ẇ‖: where gradients vanish, balanced rates and ẇ itself leave the range of float32.
 
     By Cauchy and Schwarz ‖u‖ ≥ |⟨∇, u⟩| / ‖∇‖, which is an equality for gradient descent.
     """
     speeds = (
-        eta * abs(updates[name].contribution) / updates[name].gradient_norm
-        for block, eta in zip(network.blocks, etas, strict=True)
-        for name in block.parameters
-        if name in updates and updates[name].gradient_norm > 0
+        eta * abs(updates[name].slope.contribution) / updates[name].gradient_norm
+        for name, eta in etas.items()
+        if updates[name].gradient_norm > 0
     )
     return max(speeds, default=0.0) or 1.0
 
@@ -150,12 +172,14 @@ def _shared_storage(tensors: Sequence[Tensor]) -> set[int]:
     return views | {storage for storage, count in uses.items() if count > 1}
 
 
-def _rates(network: Network, updates: Mapping[str, _Update], units: list[float], rates: Rates) -> list[float]:
-    trains = [any(name in updates for name in block.parameters) for block in network.blocks]
-    if isinstance(rates, Mapping):
-        return [rates[block.name] if on else 0.0 for block, on in zip(network.blocks, trains, strict=True)]
-    balance = Balance.even(network) if rates == "balanced" else rates
-    return balance.rates(trains, units)
+def _rates(network: Network, slopes: Mapping[str, Slope], rates: Rates) -> dict[str, float]:
+    """η by block name and, where parameters have their own, by parameter name; 0 for a frozen block."""
+    if not isinstance(rates, Mapping):
+        return (Balance.even(network) if rates == "balanced" else rates).rates(slopes)
+    found = {name: rates[name] for name in slopes if name in rates}
+    for block in network.blocks:
+        found[block.name] = rates[block.name] if any(name in slopes for name in block.parameters) else 0.0
+    return found
 
 
 def _speeds(
@@ -176,18 +200,18 @@ def _speeds(
 
 
 def _combine(
-    network: Network,
+    setting: Setting,
     captured: Capture,
     updates: Mapping[str, _Update],
     speeds: Mapping[int, tuple[float, float]],
-    etas: list[float],
-    units: list[float],
-    method: Method,
+    rates: Mapping[str, float],
 ) -> StateMeasurement:
-    decay, worst, layers = 0.0, 0.0, []
-    for i, block in enumerate(network.blocks):
-        contribution = etas[i] * units[i]
+    decay, worst, layers, units = 0.0, 0.0, [], []
+    for i, block in enumerate(setting.network.blocks):
+        own = [name for name in block.parameters if name in updates]
+        contribution = math.fsum(rate_of(rates, block.name, n) * updates[n].slope.contribution for n in own)
         decay += contribution
+        units.append(math.fsum(updates[n].slope.contribution for n in own))
         speed, product = speeds[i]
         size, backward = captured.features[i].numel(), norm(captured.backward[i])
         if not math.isfinite(speed + backward + decay):
@@ -205,9 +229,11 @@ def _combine(
                 backward_rms=formula.rms(backward, size),
                 sensitivity=formula.sensitivity(speed, size, decay),
                 contribution=contribution,
-                gradient_norm=math.hypot(*(updates[n].gradient_norm for n in block.parameters if n in updates)),
+                gradient_norm=math.hypot(*(updates[n].gradient_norm for n in own)),
             )
         )
     if not math.isfinite(worst):
         raise MeasurementError("not-finite", "the velocities of the features are lost to rounding; try dtype float64")
-    return StateMeasurement(captured.loss, decay, worst, tuple(layers), tuple(etas), tuple(units), method)
+    etas = tuple(rates[block.name] for block in setting.network.blocks)
+    own_rates = {name: rates[name] for name in updates if name in rates}
+    return StateMeasurement(captured.loss, decay, worst, tuple(layers), etas, tuple(units), setting.method, own_rates)

@@ -17,8 +17,9 @@ from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener, ignore
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.passes import Batch, Parameters, norm, same_randomness
+from featurespeed_workers.recommendation import SeedScaling
 from featurespeed_workers.refinement import Candidate, Probe, has_diverged, result
-from featurespeed_workers.seeds import Cell, SeedScaling
+from featurespeed_workers.seeds import Cell
 from featurespeed_workers.starts import unscaled
 from featurespeed_workers.training import Run, Schedule, train
 
@@ -85,7 +86,7 @@ def run_probe(probed: Probed, candidate: Candidate, steps: int, listener: Listen
             listener(CellProgress(fraction=step / steps, message=message))
 
     scaling = probed.scaling
-    rates = dict(zip(scaling.blocks, scaling.rates, strict=True))
+    rates = {tensor.name: tensor.rate for tensor in scaling.tensors}
     run = Run(probed.optimizer, rates, scaling.master_lr * candidate.factor, Schedule(steps), every=None)
     start = rescaled(probed.parameters, scaling)
     diverged = False

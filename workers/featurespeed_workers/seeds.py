@@ -9,55 +9,25 @@ from collections.abc import Callable, Sequence
 import torch
 
 from featurespeed.contract import (
-    BlockRecommendation,
     BranchScale,
     Evidence,
-    GeometricStatistic,
     Kind,
     LayerMeasurement,
     Measurement,
-    OptimizerName,
-    ParameterRecommendation,
     Provenance,
-    Recommendation,
     Report,
     Statistic,
 )
 from featurespeed.contract.base import Model
-from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed.version import __version__
 from featurespeed_workers.drift import Drift, with_drift
 from featurespeed_workers.loss_curves import SeedLosses, over_seeds
-from featurespeed_workers.measurement import LayerValues, Setting, StateMeasurement
-from featurespeed_workers.passes import norm
-from featurespeed_workers.rules.scaling import BlockScaling
+from featurespeed_workers.measurement import LayerValues, StateMeasurement
+from featurespeed_workers.recommendation import SeedScaling, recommendation
 
 RESIDUAL_BOUNDS = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 """The two sides of the formula must agree to this, relatively, in an exact measurement."""
 FINITE_DIFFERENCE_BOUND = 5e-2
-
-
-class Tensors(Model):
-    """Initialization of one tensor for one seed: ``mean`` + ``std`` · noise; and which optimizer steps it."""
-
-    name: str
-    block: str
-    shape: tuple[int, ...]
-    mean: float
-    std: float
-    optimizer: OptimizerName | None = None
-
-
-class SeedScaling(Model):
-    """One seed's recommendation; ``rates`` are η_l in the order of the blocks, δt left out."""
-
-    blocks: tuple[str, ...]
-    rates: tuple[float, ...]
-    master_lr: float
-    relative_sensitivity: float | None
-    notes: dict[str, str]
-    contributions: dict[str, float] | None = None
-    tensors: tuple[Tensors, ...]
 
 
 class Checkpoint(Model):
@@ -82,44 +52,6 @@ class Cell(Model):
     warnings: tuple[str, ...] = ()
 
 
-def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
-    """The scalars of a scaling, and the optimizer of each parameter."""
-    network = setting.network
-    tensors = [
-        Tensors(
-            name=name,
-            block=block.name,
-            shape=tuple(p.shape),
-            mean=mean,
-            std=std,
-            optimizer=setting.rule(name).name if p.requires_grad else None,
-        )
-        for block in network.blocks
-        for name in block.parameters
-        for p in [scaling.parameters[name]]
-        for mean, std in [_mean_and_std(p.detach(), scaling.stds.get(block.name))]
-    ]
-    return SeedScaling(
-        blocks=tuple(b.name for b in network.blocks),
-        rates=tuple(scaling.rates[b.name] for b in network.blocks),
-        master_lr=scaling.master_lr,
-        relative_sensitivity=scaling.relative_sensitivity,
-        notes=scaling.notes,
-        contributions=scaling.contributions,
-        tensors=tuple(tensors),
-    )
-
-
-def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
-    """(value, 0) for a constant tensor (zero biases, unit gains), else (0, rms): weights are drawn about zero."""
-    if given is not None and p.ndim > 1:
-        return 0.0, given
-    first = float(p.flatten()[0])
-    drawn = p.numel() == 1 and (p.ndim > 1 or first not in (0.0, 1.0))  # one number may be a draw that looks constant
-    constant = bool((p == first).all()) and not drawn
-    return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
-
-
 def assemble(
     kind: Kind, cells: Sequence[Cell], *, feature_step: float, spec_sha256: str | None, wall_seconds: float
 ) -> Report:
@@ -132,7 +64,7 @@ def assemble(
     first = cells[0]
     return Report(
         kind=kind,
-        recommendation=_recommendation(scalings, feature_step) if scalings else None,
+        recommendation=recommendation(scalings, feature_step) if scalings else None,
         measurements=measurements,
         branch_scale=first.branch_scale,
         evidence=Evidence(loss_curves=over_seeds(losses)) if losses else None,
@@ -196,62 +128,6 @@ def _layer(index: int, seeds: Sequence[LayerValues]) -> LayerMeasurement:
         contribution=over(lambda v: v.contribution),
         gradient_norm=over(lambda v: v.gradient_norm),
     )
-
-
-def _recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recommendation:
-    master = GeometricStatistic.of([s.master_lr for s in seeds])
-    rates = [GeometricStatistic.of([s.rates[i] * s.master_lr for s in seeds]) for i in range(len(seeds[0].blocks))]
-    stds = [_block_std(block, seeds) for block in seeds[0].blocks]
-    by_block = dict(zip(seeds[0].blocks, rates, strict=True))
-    taus = [s.relative_sensitivity for s in seeds if s.relative_sensitivity is not None]
-    tau = GeometricStatistic.of(taus) if taus else None
-    return Recommendation(
-        master_lr=master.mean,
-        output_multiplier=1.0,
-        relative_sensitivity=tau.mean if tau else None,
-        feature_step=feature_step if tau else None,
-        warmup_fraction=WARMUP_FRACTION,
-        master_lr_over_seeds=master,
-        relative_sensitivity_over_seeds=tau,
-        contributions=seeds[0].contributions,
-        blocks=tuple(
-            BlockRecommendation(
-                index=i + 1,
-                name=name,
-                init_std=stds[i].mean,
-                multiplier=1.0,
-                lr=rates[i].mean,
-                init_std_over_seeds=stds[i],
-                lr_over_seeds=rates[i],
-                note=next((s.notes[name] for s in seeds if name in s.notes), None),
-            )
-            for i, name in enumerate(seeds[0].blocks)
-        ),
-        parameters=tuple(
-            ParameterRecommendation(
-                name=t.name,
-                block=t.block,
-                shape=t.shape,
-                init_mean=t.mean,
-                init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
-                lr=by_block[t.block].mean,
-                optimizer=t.optimizer,
-            )
-            for i, t in enumerate(seeds[0].tensors)
-        ),
-    )
-
-
-def _block_std(block: str, seeds: Sequence[SeedScaling]) -> GeometricStatistic:
-    """Root mean square over the entries of the block's matrices (of all its tensors if it has none)."""
-
-    def std(scaling: SeedScaling) -> float:
-        own = [t for t in scaling.tensors if t.block == block]
-        matrices = [t for t in own if len(t.shape) > 1] or own
-        entries = sum(math.prod(t.shape) for t in matrices)
-        return math.sqrt(sum(t.std**2 * math.prod(t.shape) for t in matrices) / entries) if entries else 0.0
-
-    return GeometricStatistic.of([std(s) for s in seeds])
 
 
 def _doubts(cells: Sequence[Cell]) -> list[str]:

@@ -78,6 +78,7 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             relative_sensitivity=request.scaling.relative_sensitivity,
             feature_step=request.scaling.feature_step,
             contributions=request.contributions,
+            granularity=request.scaling.granularity,
             tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
     return closed_form(request, network, parameters)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featurespeed.contract import Optimizer
 from featurespeed.defaults import WARMUP_FRACTION
+from featurespeed_workers.balance import rate_of
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import Setting, StateMeasurement, measure_state
 from featurespeed_workers.network import Block
@@ -39,7 +40,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Run:
-    """What to train: block rates η_l, master rate δt, how long, and how often to measure (``None``: never)."""
+    """What to train: rates η, master rate δt, how long, and how often to measure (``None``: never).
+
+    ``rates`` are by block name, and by parameter name for those that have their own.
+    """
 
     optimizer: Optimizer
     rates: dict[str, float]
@@ -79,12 +83,13 @@ def train(
 
 
 def _groups(setting: Setting, weights: dict[str, Tensor], block: Block, run: Run) -> list[dict[str, Any]]:
-    """One group for each optimizer that steps parameters of the block."""
-    by_optimizer: dict[str, list[Tensor]] = {}
+    """One group for each optimizer that steps parameters of the block, and each rate."""
+    found: dict[tuple[str, float], list[Tensor]] = {}
     for name in block.parameters:
         if weights[name].requires_grad:
-            by_optimizer.setdefault(setting.rule(name).name, []).append(weights[name])
-    return [{"params": p, "optimizer": name, "base": run.rates[block.name]} for name, p in by_optimizer.items()]
+            key = setting.rule(name).name, rate_of(run.rates, block.name, name)
+            found.setdefault(key, []).append(weights[name])
+    return [{"params": params, "optimizer": optimizer, "base": rate} for (optimizer, rate), params in found.items()]
 
 
 def _step(

@@ -51,7 +51,6 @@ def _drift(rule: UpdateRule, first: StateMeasurement, found: StateMeasurement) -
 
 def _trajectory(request: JobRequest, begun: Start, record: Record) -> Iterator[tuple[int, StateMeasurement]]:
     settings, scaling = request.measurement, begun.scaling
-    names = [block.name for block in begun.setting.network.blocks]
     rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, begun.setting.network)
     first = measure_state(begun.setting, scaling.parameters, begun.batch(0), rates)
     yield 0, first
@@ -59,14 +58,14 @@ def _trajectory(request: JobRequest, begun: Start, record: Record) -> Iterator[t
         return
     master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
     schedule = Schedule(settings.steps, constant=request.kind == "measure")
-    run = Run(request.optimizer, dict(zip(names, first.rates, strict=True)), master, schedule, settings.every)
+    run = Run(request.optimizer, first.all_rates, master, schedule, settings.every)
     yield from train(begun.setting, scaling.parameters, begun.batch, run, record)
 
 
 def _requested_rates(request: JobRequest, network: Network) -> Rates:
     given, names = request.learning_rates, [block.name for block in network.blocks]
     if given == "balanced":
-        return "balanced" if request.scaling.contributions is None else Balance.of(network, request.contributions)
+        return Balance.requested(request, network)
     return {name: (lookup(name, given) or 0.0) if isinstance(given, dict) else float(given) for name in names}
 
 

@@ -167,6 +167,10 @@ def footer(report: Report) -> Iterator[str]:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
         if advice.relative_sensitivity is not None:
             yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {_feature_step(advice)}"
+        if advice.granularity == "tensor":
+            yield "granularity      tensor   (a block's lr is a mean of its tensors'; these are in the JSON report)"
+        if advice.granularity == "group":
+            yield "granularity      group   (input, hidden and output have one init std and one lr each)"
         if advice.contributions is not None and set(advice.contributions.values()) != {1.0}:
             weights = ", ".join(f"{group} {number(weight)}" for group, weight in advice.contributions.items())
             yield f"contributions    {weights}   (weight of each block in the loss decay)"

@@ -28,6 +28,7 @@ from featurespeed.contract.report import (
     Statistic,
 )
 from featurespeed.contract.request import (
+    Granularity,
     JobRequest,
     Kind,
     MeasurementSettings,
@@ -54,6 +55,7 @@ __all__ = [
     "FieldError",
     "Gaussian",
     "GeometricStatistic",
+    "Granularity",
     "Image",
     "Job",
     "JobError",

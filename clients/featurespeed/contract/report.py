@@ -11,7 +11,7 @@ from featurespeed.contract.base import Model
 from featurespeed.contract.evidence import BranchScale, Evidence
 from featurespeed.contract.optimizer import OptimizerName
 from featurespeed.contract.refinement import Refinement
-from featurespeed.contract.request import Kind
+from featurespeed.contract.request import Granularity, Kind
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,8 @@ class Measurement(Model):
 class BlockRecommendation(Model):
     """Scale and rate of one block. ``lr`` is ready to use: the block LR η_l already multiplied by the master LR.
 
+    Under granularity ``tensor`` it is the harmonic mean of the tensors' rates, the one rate at which the block would
+    contribute the same; the rates themselves are those of the parameters.
     ``init_std`` is the std over all weight matrices of the block; ``multiplier`` is a factor on the block's output
     (1: all scale is in the initialization). ``note`` says what a reader must know, such as a scale that a norm layer
     makes immaterial.
@@ -133,8 +135,9 @@ class Recommendation(Model):
     ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ
     that was reached, ``feature_step`` the κ that was asked, refined if ``refinement`` is there (it says how).
     ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
-    ``contributions``: the weight of each group's blocks in the loss decay, behind the block rates.
-    τ, κ and the weights are ``None`` for rules that do not use them.
+    ``contributions``: the weight of each group's blocks in the loss decay, behind the rates; ``granularity``: what has
+    a rate of its own.
+    τ, κ, weights and granularity are ``None`` for rules that do not use them.
     """
 
     master_lr: float
@@ -145,6 +148,7 @@ class Recommendation(Model):
     master_lr_over_seeds: GeometricStatistic
     relative_sensitivity_over_seeds: GeometricStatistic | None
     contributions: dict[str, float] | None = None
+    granularity: Granularity | None = None
     refinement: Refinement | None = None
     blocks: tuple[BlockRecommendation, ...]
     parameters: tuple[ParameterRecommendation, ...]

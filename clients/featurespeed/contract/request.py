@@ -20,6 +20,7 @@ Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
 Loss = Literal["mse", "cross_entropy"]
 
 
+Granularity = Literal["block", "tensor", "group"]
 Group = Literal["input", "hidden", "output"]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -29,12 +30,18 @@ class Scaling(Model):
 
     ``contributions``: the weight of every block of a group in the loss decay. Balanced rates give each block that
     trains the part (its weight) / (sum of their weights); a block of weight 0 has rate 0. Groups that are not named
-    have their default weight (see :mod:`featurespeed.defaults`). ``refine``: short training probes around the
-    closed-form answer (rule ``fsc`` of kind ``recommend``); off unless given.
+    have their default weight (see :mod:`featurespeed.defaults`).
+
+    ``granularity``: what has a rate of its own. ``block``; ``tensor``: each parameter tensor, those of a block having
+    equal parts of its contribution; ``group``: the first block, the last, and all others together, which also share
+    the std of their matrices (six numbers, as in the paper).
+
+    ``refine``: short training probes around the closed-form answer (rule ``fsc`` of kind ``recommend``); off unless
+    given.
     """
 
     rule: Rule | None = None
-    granularity: Literal["block"] = "block"
+    granularity: Granularity = "block"
     relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
     feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
     contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
@@ -109,7 +116,7 @@ class JobRequest(Model):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for check in (_check_data, _check_targets, _check_optimizer, _check_rule, _check_blocks, _check_contributions):
+        for check in (_check_data, _check_targets, _check_optimizer, _check_rule, _check_blocks, _check_balance):
             check(self)
         return self
 
@@ -203,13 +210,17 @@ def _check_blocks(request: JobRequest) -> None:
             raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
 
 
-def _check_contributions(request: JobRequest) -> None:
-    """Weights must speak of rates that are balanced, and leave a block that trains."""
-    given = request.scaling.contributions is not None
-    if given and request.kind == "recommend" and request.rule != "fsc":
-        raise ValueError(f"scaling.contributions: rule {request.rule!r} has rates of its own; only 'fsc' takes weights")
-    if given and request.learning_rates != "balanced":
-        raise ValueError("scaling.contributions: needs learning_rates 'balanced', not explicit ones")
+def _check_balance(request: JobRequest) -> None:
+    """Weights and granularity must speak of rates that are balanced, and the weights leave a block that trains."""
+    asked = {
+        "contributions": request.scaling.contributions is not None,
+        "granularity": request.scaling.granularity != "block",
+    }
+    for field in [field for field, given in asked.items() if given]:
+        if request.kind == "recommend" and request.rule != "fsc":
+            raise ValueError(f"scaling.{field}: rule {request.rule!r} has rates of its own; only 'fsc' takes it")
+        if request.learning_rates != "balanced":
+            raise ValueError(f"scaling.{field}: needs learning_rates 'balanced', not explicit ones")
     trained = [name for name in request.architecture.block_names if not is_selected(name, request.frozen)]
     if not any(request.contributions[group_of(name)] for name in trained):
         raise ValueError("scaling.contributions: every block that trains has weight 0; one must be positive")

@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from featurespeed.contract import Granularity
 from featurespeed.defaults import CONTRIBUTIONS, FEATURE_STEP, RELATIVE_SENSITIVITY
-from featurespeed_workers.balance import Balance
+from featurespeed_workers.balance import Balance, Slope, Slopes
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.measurement import RuleOf, Setting, measure_state
-from featurespeed_workers.network import Network, Scalable
+from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
+from featurespeed_workers.network import Scalable
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.rules.forward import Forwarded, multiply, scale_features
+from featurespeed_workers.rules.groups import share_scales
 from featurespeed_workers.rules.output_scale import Found, Trial, find_output_scale
 from featurespeed_workers.rules.scaling import BlockScaling
 
@@ -30,36 +32,45 @@ def fsc(
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
     feature_step: float = FEATURE_STEP,
     contributions: Mapping[str, float] = CONTRIBUTIONS,
+    granularity: Granularity = "block",
     tell: Tell = lambda fraction, message: None,
 ) -> BlockScaling:
     """Scale every block: SP by forward rescaling, FL by the output scale, BC and LD by Eq. 8, then δt = κ/τ.
 
     ``contributions`` are the weights by group of the blocks' contributions to the loss decay; equal ones are Eq. 8.
+    ``granularity`` says what has a rate of its own; under ``group`` hidden blocks share their scales too.
     The direction is the one that ``setting``'s optimizer settles to (see UpdateRule.sustained), from a fresh state.
     Raises MeasurementError for a network that cannot be scaled, naming the first layer concerned.
     """
     setting = replace(setting, rule=_sustained(setting.rule), state=lambda name: {})
-    balance = Balance.of(setting.network, contributions)
+    balance = Balance.of(setting.network, contributions, granularity)
     tell(0.0, "forward features")
     *hidden, output = setting.network.blocks
     scalables = [(block.name, s) for block in hidden for s in block.scalables]
     forward = scale_features(setting.network, parameters, batches, scalables)
+    shared = share_scales(setting.network, forward.parameters) if granularity == "group" else None
+    start = shared.parameters if shared else forward.parameters
 
     def try_scale(scale: float) -> Trial:
-        return _try(setting, _scaled(forward.parameters, output.scalables, scale), batches, scale, balance)
+        return _try(setting, _scaled(start, output.scalables, scale), batches, scale, balance)
 
     found = find_output_scale(
         try_scale, relative_sensitivity, lambda round_: tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
     )
     trial, reached = found.trial, found.shortfall is None
+    warnings = [*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])]
+    if shared and shared.kinds > 1:
+        warnings.append(f"hidden blocks are of {shared.kinds} shapes: each shape has its own std, all have one rate")
     return BlockScaling(
-        parameters=_scaled(forward.parameters, output.scalables, trial.scale),
-        rates=_balanced(setting.network, forward.parameters, trial.unit_contributions, balance),
+        parameters=_scaled(start, output.scalables, trial.scale),
+        rates=balance.rates(trial.slopes),
         master_lr=feature_step / (relative_sensitivity if reached else trial.relative_sensitivity),
         relative_sensitivity=trial.relative_sensitivity,
         contributions=dict(contributions),
-        notes=_notes(forward, balance),
-        warnings=(*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])),
+        granularity=granularity,
+        notes=_notes(forward, balance, trial.slopes),
+        warnings=tuple(warnings),
+        stds=shared.stds if shared else {},
     )
 
 
@@ -68,13 +79,13 @@ def _sustained(rule: RuleOf) -> RuleOf:
 
 
 def _try(setting: Setting, parameters: Parameters, batches: Sequence[Batch], scale: float, balance: Balance) -> Trial:
-    """τ and ⟨∇_l, u_l⟩ at one output scale: means over the batches, each under its own balanced rates."""
-    found = [measure_state(setting, parameters, batch, balance) for batch in batches]
-    tau = statistics.fmean(m.relative_sensitivity for m in found)
+    """τ and the slopes at one output scale: means over the batches, each under its own balanced rates."""
+    found = [measure_slopes(setting, parameters, batch, balance) for batch in batches]
+    tau = statistics.fmean(m.relative_sensitivity for m, _ in found)
     if tau == 0:
         raise MeasurementError("no-feature-motion", "the last hidden feature does not move: no block before it trains")
-    units = zip(*(m.unit_contributions for m in found), strict=True)
-    return Trial(scale, tau, tuple(statistics.fmean(u) for u in units))
+    each = [slopes for _, slopes in found]
+    return Trial(scale, tau, {name: Slope.mean([slopes[name] for slopes in each]) for name in each[0]})
 
 
 def _scaled(parameters: Mapping[str, Tensor], scalables: Sequence[Scalable], scale: float) -> dict[str, Tensor]:
@@ -84,20 +95,17 @@ def _scaled(parameters: Mapping[str, Tensor], scalables: Sequence[Scalable], sca
     return scaled
 
 
-def _balanced(network: Network, parameters: Parameters, units: Sequence[float], balance: Balance) -> dict[str, float]:
-    """BC and LD: balanced rates from the contributions averaged over the batches; 0 for a frozen block."""
-    trains = [any(parameters[n].requires_grad for n in block.parameters) for block in network.blocks]
-    return dict(zip(balance.names, balance.rates(trains, units), strict=True))
-
-
-def _notes(forward: Forwarded, balance: Balance) -> dict[str, str]:
-    """What a reader must know of a block: which of its scales are as they were and why, or that it has no rate."""
+def _notes(forward: Forwarded, balance: Balance, slopes: Slopes) -> dict[str, str]:
+    """What a reader must know of a block: which scales are as they were and why, which rates are not its own doing."""
     why = {
         "its scale is immaterial, as behind a norm layer": forward.immaterial,
         "no scale brings its output to its target": forward.unreached,
     }
-    weights = dict(zip(balance.names, balance.weights, strict=True))
-    notes = {name: ["its contribution weight is 0"] for name, weight in weights.items() if weight == 0}
+    weights = zip(balance.network.blocks, balance.weights, strict=True)
+    notes = {block.name: ["its contribution weight is 0"] for block, weight in weights if weight == 0}
+    if balance.granularity == "tensor":
+        for block, name in balance.silent(slopes):
+            notes.setdefault(block, []).append(f"{name}: its gradient is zero, it has the block's rate")
     for reason, scalables in why.items():
         for block, scalable in scalables:
             notes.setdefault(block, []).append(f"{scalable.module}: left as it was, {reason}")

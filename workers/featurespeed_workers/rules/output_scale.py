@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from featurespeed.defaults import SENSITIVITY_TOLERANCE
+from featurespeed_workers.balance import Slopes
 from featurespeed_workers.errors import MeasurementError
 
 MAX_ROUNDS = 24
@@ -22,11 +23,11 @@ search would find a second, useless solution."""
 
 @dataclass(frozen=True)
 class Trial:
-    """One output scale and what was measured there: τ, and ⟨∇_l, u_l⟩ of every block."""
+    """One output scale and what was measured there: τ, and what balanced rates are made of."""
 
     scale: float
     relative_sensitivity: float
-    unit_contributions: tuple[float, ...]
+    slopes: Slopes
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from featurespeed.contract import Granularity
+
 
 @dataclass(frozen=True)
 class BlockScaling:
     """A scaling of every block for one seed.
 
-    ``rates`` are the block learning rates η_l by block name, the master learning rate δt left out;
+    ``rates`` are the learning rates η_l by block name, the master learning rate δt left out; under ``granularity``
+    ``tensor`` also by parameter name, and a parameter's own wins.
     ``relative_sensitivity`` is the τ that was reached, ``contributions`` are the weights by group that were asked for
     (``None`` for a rule that knows neither).
     """
@@ -21,7 +24,8 @@ class BlockScaling:
     master_lr: float
     relative_sensitivity: float | None
     contributions: dict[str, float] | None = None
+    granularity: Granularity | None = None
     notes: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     stds: dict[str, float] = field(default_factory=dict)
-    """Std of the matrices by block name where a closed form gives it; else it is that of the parameters."""
+    """Std of the matrices, by block or parameter name, where it is known; else it is that of the parameters."""

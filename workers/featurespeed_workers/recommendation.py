@@ -1,0 +1,145 @@
+"""What is recommended: one seed's scales and rates as numbers, and their geometric means over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from featurespeed.contract import (
+    BlockRecommendation,
+    GeometricStatistic,
+    Granularity,
+    OptimizerName,
+    ParameterRecommendation,
+    Recommendation,
+)
+from featurespeed.contract.base import Model
+from featurespeed.defaults import WARMUP_FRACTION
+from featurespeed_workers.balance import rate_of
+from featurespeed_workers.measurement import Setting
+from featurespeed_workers.passes import norm
+from featurespeed_workers.rules.scaling import BlockScaling
+
+
+class Tensors(Model):
+    """Initialization of one tensor for one seed, ``mean`` + ``std`` · noise; its rate η, δt left out; who steps it."""
+
+    name: str
+    block: str
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    rate: float
+    optimizer: OptimizerName | None = None
+
+
+class SeedScaling(Model):
+    """One seed's recommendation; ``rates`` are η_l in the order of the blocks, δt left out."""
+
+    blocks: tuple[str, ...]
+    rates: tuple[float, ...]
+    master_lr: float
+    relative_sensitivity: float | None
+    notes: dict[str, str]
+    contributions: dict[str, float] | None = None
+    granularity: Granularity | None = None
+    tensors: tuple[Tensors, ...]
+
+
+def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
+    """The scalars of a scaling, and the optimizer of each parameter."""
+    network = setting.network
+    tensors = [
+        Tensors(
+            name=name,
+            block=block.name,
+            shape=tuple(p.shape),
+            mean=mean,
+            std=std,
+            rate=rate_of(scaling.rates, block.name, name),
+            optimizer=setting.rule(name).name if p.requires_grad else None,
+        )
+        for block in network.blocks
+        for name in block.parameters
+        for p in [scaling.parameters[name]]
+        for mean, std in [_mean_and_std(p.detach(), scaling.stds.get(name, scaling.stds.get(block.name)))]
+    ]
+    return SeedScaling(
+        blocks=tuple(b.name for b in network.blocks),
+        rates=tuple(scaling.rates[b.name] for b in network.blocks),
+        master_lr=scaling.master_lr,
+        relative_sensitivity=scaling.relative_sensitivity,
+        notes=scaling.notes,
+        contributions=scaling.contributions,
+        granularity=scaling.granularity,
+        tensors=tuple(tensors),
+    )
+
+
+def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
+    """(value, 0) for a constant tensor (zero biases, unit gains), else (0, rms): weights are drawn about zero."""
+    if given is not None and p.ndim > 1:
+        return 0.0, given
+    first = float(p.flatten()[0])
+    drawn = p.numel() == 1 and (p.ndim > 1 or first not in (0.0, 1.0))  # one number may be a draw that looks constant
+    constant = bool((p == first).all()) and not drawn
+    return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
+
+
+def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recommendation:
+    """The recommendation over all seeds: scales and rates are geometric means, as they scatter by factors."""
+    master = GeometricStatistic.of([s.master_lr for s in seeds])
+    rates = [GeometricStatistic.of([s.rates[i] * s.master_lr for s in seeds]) for i in range(len(seeds[0].blocks))]
+    stds = [_block_std(block, seeds) for block in seeds[0].blocks]
+    taus = [s.relative_sensitivity for s in seeds if s.relative_sensitivity is not None]
+    tau = GeometricStatistic.of(taus) if taus else None
+    return Recommendation(
+        master_lr=master.mean,
+        output_multiplier=1.0,
+        relative_sensitivity=tau.mean if tau else None,
+        feature_step=feature_step if tau else None,
+        warmup_fraction=WARMUP_FRACTION,
+        master_lr_over_seeds=master,
+        relative_sensitivity_over_seeds=tau,
+        contributions=seeds[0].contributions,
+        granularity=seeds[0].granularity,
+        blocks=tuple(
+            BlockRecommendation(
+                index=i + 1,
+                name=name,
+                init_std=stds[i].mean,
+                multiplier=1.0,
+                lr=rates[i].mean,
+                init_std_over_seeds=stds[i],
+                lr_over_seeds=rates[i],
+                note=next((s.notes[name] for s in seeds if name in s.notes), None),
+            )
+            for i, name in enumerate(seeds[0].blocks)
+        ),
+        parameters=tuple(
+            ParameterRecommendation(
+                name=t.name,
+                block=t.block,
+                shape=t.shape,
+                init_mean=t.mean,
+                init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
+                lr=GeometricStatistic.of([s.tensors[i].rate * s.master_lr for s in seeds]).mean,
+                optimizer=t.optimizer,
+            )
+            for i, t in enumerate(seeds[0].tensors)
+        ),
+    )
+
+
+def _block_std(block: str, seeds: Sequence[SeedScaling]) -> GeometricStatistic:
+    """Root mean square over the entries of the block's matrices (of all its tensors if it has none)."""
+
+    def std(scaling: SeedScaling) -> float:
+        own = [t for t in scaling.tensors if t.block == block]
+        matrices = [t for t in own if len(t.shape) > 1] or own
+        entries = sum(math.prod(t.shape) for t in matrices)
+        return math.sqrt(sum(t.std**2 * math.prod(t.shape) for t in matrices) / entries) if entries else 0.0
+
+    return GeometricStatistic.of([std(s) for s in seeds])
