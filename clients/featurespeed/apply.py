@@ -40,7 +40,7 @@ def param_groups(
     the matrices of hidden blocks, for ``torch.optim.Muon``; ``optimizer="adamw"`` all other parameters, for
     ``torch.optim.AdamW``. A block may have parameters in both, at one rate.
 
-    Under granularity ``tensor`` a block has a group for each rate, all of the block's name.
+    Under granularity ``tensor`` and rule ``mup`` a block has a group for each rate, all of the block's name.
 
     Blocks keep the report's order; those that the report freezes are there with ``lr`` 0 unless an optimizer is named.
     Left out are parameters with ``requires_grad`` False. Tied weights are in the group of the first of their names in

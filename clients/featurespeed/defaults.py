@@ -34,6 +34,9 @@ def contribution_weights(optimizer: str) -> dict[str, float]:
     return {**CONTRIBUTIONS, **CONTRIBUTIONS_BY_OPTIMIZER.get(optimizer, {})}
 
 
+BASE_WIDTH = 128
+"""The width at which rule ``mup`` is the standard parametrization: PyTorch's learning rate, weights N(0, 1/fan_in)."""
+
 WARMUP_FRACTION = 0.05
 """Part of the training over which the learning rates rise linearly from 0: all experiments had it."""
 

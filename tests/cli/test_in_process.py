@@ -109,3 +109,11 @@ def test_ctrl_c(spec: Path) -> None:
     stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "interrupted"
+
+
+def test_a_report_for_two_optimizers_says_so(spec: Path) -> None:
+    spec.write_text(json.dumps({**SPEC_WITHOUT_KIND, "optimizer": {"name": "muon"}}))
+    done = run("recommend", spec)
+    assert done.returncode == 0
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("optimizers ")]
+    assert "adamw for 2 tensors, muon for 1 tensors" in line

@@ -18,9 +18,11 @@ from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch
+from featurespeed_workers.rules.closed_form import closed_form
 from featurespeed_workers.rules.fsc import fsc
+from featurespeed_workers.rules.mup import mup_initialize
 from featurespeed_workers.rules.scaling import BlockScaling
-from featurespeed_workers.rules.table import closed_form, table1_of
+from featurespeed_workers.rules.table import table1_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def _built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.dev
     network = build(request.architecture, seed=seed)
     if request.rule == "fsc":
         base_initialize(network, request.architecture, seed=seed)
+    elif request.rule == "mup":
+        mup_initialize(request, network, seed=seed)
     network.module.to(device=device, dtype=dtype)
     parameters: dict[str, Tensor] = dict(network.module.named_parameters())
     for block in network.blocks:

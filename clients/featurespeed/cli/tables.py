@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -174,6 +175,9 @@ def footer(report: Report) -> Iterator[str]:
         if advice.contributions is not None and set(advice.contributions.values()) != {1.0}:
             weights = ", ".join(f"{group} {number(weight)}" for group, weight in advice.contributions.items())
             yield f"contributions    {weights}   (weight of each block in the loss decay)"
+        if len(optimizers := Counter(p.optimizer for p in advice.parameters if p.optimizer)) > 1:
+            tensors = ", ".join(f"{name} for {count} tensors" for name, count in optimizers.items())
+            yield f"optimizers       {tensors}   (which is for which: recommendation.parameters in the JSON report)"
         yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
         if advice.output_multiplier != 1:
             yield f"output factor    {number(advice.output_multiplier)}"

@@ -98,7 +98,7 @@ class BlockRecommendation(Model):
     """Scale and rate of one block. ``lr`` is ready to use: the block LR η_l already multiplied by the master LR.
 
     Under granularity ``tensor`` it is the harmonic mean of the tensors' rates, the one rate at which the block would
-    contribute the same; the rates themselves are those of the parameters.
+    contribute the same, under rule ``mup`` that of its matrices; the rates themselves are those of the parameters.
     ``init_std`` is the std over all weight matrices of the block; ``multiplier`` is a factor on the block's output
     (1: all scale is in the initialization). ``note`` says what a reader must know, such as a scale that a norm layer
     makes immaterial.

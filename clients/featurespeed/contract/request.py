@@ -9,14 +9,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from featurespeed.contract.architecture import Architecture, Mlp, Transformer
-from featurespeed.contract.base import Model, Positive, Seed
+from featurespeed.contract.base import Model, Positive, Seed, Width
 from featurespeed.contract.data import Data, Digits, Gaussian, Sphere, Tokens
 from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.contract.refinement import Refine
 from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY, contribution_weights
 
 Kind = Literal["measure", "recommend"]
-Rule = Literal["fsc", "ntk", "mf_mup", "pytorch_default"]
+Rule = Literal["fsc", "ntk", "mf_mup", "mup", "pytorch_default"]
 Loss = Literal["mse", "cross_entropy"]
 
 
@@ -37,7 +37,7 @@ class Scaling(Model):
     the std of their matrices (six numbers, as in the paper).
 
     ``refine``: short training probes around the closed-form answer (rule ``fsc`` of kind ``recommend``); off unless
-    given.
+    given. ``base_width``: the width at which rule ``mup`` has the constants of the standard parametrization.
     """
 
     rule: Rule | None = None
@@ -46,6 +46,7 @@ class Scaling(Model):
     feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
     contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
     refine: Refine | None = None
+    base_width: Width | None = None
 
 
 class MeasurementSettings(Model):
@@ -172,12 +173,19 @@ def _check_optimizer(request: JobRequest) -> None:
 
 
 def _check_rule(request: JobRequest) -> None:
-    """Table 1 speaks of ReLU MLPs under gradient descent; κ, which probes refine, is part of rule ``fsc`` alone."""
+    """Table 1 speaks of ReLU MLPs under gradient descent; µP of gradient descent and of entry-wise normalized steps.
+
+    κ, which probes refine, is part of rule ``fsc`` alone.
+    """
     rule = request.rule
     if request.scaling.refine is not None and (request.kind, rule) != ("recommend", "fsc"):
         raise ValueError(
             f"scaling.refine: kind 'recommend' with rule 'fsc' takes it, not {request.kind!r} with {rule!r}"
         )
+    if request.scaling.base_width is not None and rule != "mup":
+        raise ValueError(f"scaling.base_width: only rule 'mup' takes it, not {rule!r}")
+    if rule == "mup" and request.kind == "recommend" and request.optimizer.name == "muon":
+        raise ValueError("scaling.rule: 'mup' gives rates for SGD, Adam, AdamW and SignSGD, not for 'muon'")
     if rule not in ("ntk", "mf_mup"):
         return
     if not isinstance(request.architecture, Mlp):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from featurespeed.contract import Architecture, Mlp, ResNet
 from featurespeed_workers.architectures.layers import Chain
@@ -14,7 +14,7 @@ from featurespeed_workers.architectures.resnet import build_resnet, resnet_scala
 from featurespeed_workers.architectures.transformer import build_transformer, transformer_scalables
 from featurespeed_workers.network import Block, Network, Scalable
 
-__all__ = ["base_initialize", "build"]
+__all__ = ["base_initialize", "base_stds", "build"]
 
 POSITION_STD = 0.1
 """Std of learned positions before the joint rescaling, with token embeddings at 1: positions tell tokens apart from the
@@ -54,6 +54,20 @@ def _scalables(architecture: Architecture, block: str) -> tuple[Scalable, ...]:
     return transformer_scalables(architecture, block)
 
 
+def base_stds(module: nn.Module) -> dict[str, float]:
+    """Std of every tensor that :func:`base_initialize` draws, by parameter name, in the order of drawing."""
+    stds = {}
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(part, nn.Linear):
+            stds[f"{prefix}weight"] = 1 / math.sqrt(part.in_features)
+        elif isinstance(part, nn.Embedding):
+            stds[f"{prefix}weight"] = 1.0
+        if isinstance(getattr(part, "position", None), nn.Parameter):
+            stds[f"{prefix}position"] = POSITION_STD
+    return stds
+
+
 @torch.no_grad()
 def base_initialize(network: Network, architecture: Architecture, *, seed: int) -> None:
     """Set the starting point of rule ``fsc``, in place: what the forward normalisation then rescales.
@@ -63,18 +77,11 @@ def base_initialize(network: Network, architecture: Architecture, *, seed: int) 
     state is left as it was.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(parameter: Tensor, std: float) -> None:
-        parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
-
+    parameters = dict(network.module.named_parameters())
+    for name, std in base_stds(network.module).items():
+        parameters[name].copy_(torch.empty(parameters[name].shape).normal_(0, std, generator=generator))
     for module in network.module.modules():
-        if isinstance(module, nn.Linear):
-            draw(module.weight, 1 / math.sqrt(module.in_features))
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            draw(module.weight, 1.0)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
-        if isinstance(position := getattr(module, "position", None), nn.Parameter):
-            draw(position, POSITION_STD)

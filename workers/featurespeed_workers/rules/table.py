@@ -1,4 +1,4 @@
-"""Scalings of the ReLU MLP from closed forms: Table 1 of the paper (Prop 5.3), and PyTorch's defaults."""
+"""Scalings of the ReLU MLP from closed forms: Table 1 of the paper (Prop 5.3)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
-from featurespeed.contract import Gaussian, JobRequest, Mlp, Sphere, is_selected, lookup
-from featurespeed_workers.network import Network
-from featurespeed_workers.rules.scaling import BlockScaling
-
-PYTORCH_LEARNING_RATE = 1e-3
-"""The default ``lr`` of torch.optim.SGD, Adam and AdamW."""
+from featurespeed.contract import Gaussian, JobRequest, Mlp, Sphere
 
 
 @dataclass(frozen=True)
@@ -52,16 +45,3 @@ def table1_of(request: JobRequest) -> GroupScaling:
         inputs=norm**2 if norm is not None else float(architecture.input_dim),
         outputs=1.0 if request.loss == "cross_entropy" else float(architecture.output_dim),
     )
-
-
-def closed_form(request: JobRequest, network: Network, parameters: dict[str, Tensor]) -> BlockScaling:
-    """The scaling of rule ``ntk``, ``mf_mup`` or ``pytorch_default`` for parameters already drawn by it."""
-    names = [block.name for block in network.blocks]
-    if request.rule == "pytorch_default":
-        rates, stds, master_lr = dict.fromkeys(names, 1.0), {}, PYTORCH_LEARNING_RATE
-    else:
-        table = table1_of(request)
-        rates = {name: lookup(name, table.rate) or 0.0 for name in names}
-        stds, master_lr = {name: lookup(name, table.std) or 0.0 for name in names}, 1.0
-    trained = {name: 0.0 if is_selected(name, request.frozen) else rate for name, rate in rates.items()}
-    return BlockScaling(parameters, trained, master_lr, None, stds=stds)
