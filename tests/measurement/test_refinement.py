@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from featurespeed.contract import Refine, Report, SpecError, parse_request
 from featurespeed_workers import recommend, stages
+from featurespeed_workers.balance import rate_of
 from featurespeed_workers.cells import run_cell
 from featurespeed_workers.data import load
 from featurespeed_workers.listening import ignore
@@ -107,7 +108,7 @@ def test_where_probes_do_not_tell(change: dict[str, Any], fallback: str, factor:
     assert why in chosen.warning
 
 
-MLP = {"family": "mlp", "input_dim": 64, "width": 32, "depth": 3, "output_dim": 10}
+MLP = {"family": "mlp", "input_dim": 64, "width": 32, "depth": 3, "output_dim": 10, "bias": True}
 
 
 def spec(refine: dict[str, Any] | None = None, **scaling: Any) -> dict[str, Any]:
@@ -122,10 +123,11 @@ def spec(refine: dict[str, Any] | None = None, **scaling: Any) -> dict[str, Any]
     }
 
 
-def test_a_probe_is_torch_s_own_training_from_the_closed_form() -> None:
+@pytest.mark.parametrize("granularity", ["block", "tensor"])
+def test_a_probe_is_torch_s_own_training_from_the_closed_form(granularity: str) -> None:
     """Against a loop by hand on the module, whose weights are those that the closed form itself found."""
     steps, factor = 12, 2.0
-    request = parse_request(spec({"steps": steps}))
+    request = parse_request(spec({"steps": steps}, granularity=granularity))
     cell = run_cell(request, 3)
     found = run_probe_cell(request, Candidate(factor=factor), cell)
 
@@ -133,9 +135,11 @@ def test_a_probe_is_torch_s_own_training_from_the_closed_form() -> None:
     begun = start(request, 3, source, CPU, ignore)
     module = begun.setting.network.module
     module.load_state_dict(begun.scaling.parameters)
-    lrs = (cell.scaling.master_lr * factor * rate for rate in cell.scaling.rates)
-    rates = dict(zip(cell.scaling.blocks, lrs, strict=True))
-    groups = [{"params": list(module.get_submodule(name).parameters()), "lr": rate} for name, rate in rates.items()]
+    groups = [
+        {"params": [p], "lr": cell.scaling.master_lr * factor * rate_of(begun.scaling.rates, name.split(".")[0], name)}
+        for name, p in module.named_parameters()
+    ]
+    assert len({group["lr"] for group in groups}) == {"block": 3, "tensor": 6}[granularity]
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps).factor)
     losses = []
@@ -160,7 +164,7 @@ def test_the_closed_form_s_weights_come_back_from_its_numbers() -> None:
     for name, expected in begun.scaling.parameters.items():
         torch.testing.assert_close(again[name], expected, rtol=1e-12, atol=0)
         changed += not torch.equal(base[name], expected)
-    assert changed == 3
+    assert changed == 3  # the matrices; biases are 0
 
 
 def numbers(report: Report) -> list[float]:
@@ -172,15 +176,17 @@ def numbers(report: Report) -> list[float]:
     ]  # fmt: skip
 
 
-def test_the_refined_answer_is_the_closed_form_at_the_refined_feature_step() -> None:
-    refined = answer(parse_request(spec({"steps": 20, "factors": [0.125, 0.25, 8.0]}, feature_step=0.8)))
+@pytest.mark.parametrize("granularity", ["block", "tensor", "group"])
+def test_the_refined_answer_is_the_closed_form_at_the_refined_feature_step(granularity: str) -> None:
+    asked = {"feature_step": 0.8, "granularity": granularity}
+    refined = answer(parse_request(spec({"steps": 20, "factors": [0.125, 0.25, 8.0]}, **asked)))
     found = refined.recommendation.refinement
     assert found.asked_feature_step == 0.8
     assert refined.recommendation.feature_step == 0.8 * found.factor
     assert [p.factor for p in found.probes] == [0.125, 0.25, 8.0]
     assert found.total_steps == sum(sum(p.steps) for p in found.probes)
     assert sum(p.chosen for p in found.probes) == 1
-    direct = answer(parse_request(spec(feature_step=0.8 * found.factor)))
+    direct = answer(parse_request(spec(**{**asked, "feature_step": 0.8 * found.factor})))
     assert direct.recommendation.refinement is None
     assert numbers(refined) == pytest.approx(numbers(direct), rel=1e-12)
     assert refined.measurements == direct.measurements
@@ -194,6 +200,14 @@ def test_probes_that_diverge_are_data() -> None:
     assert (found.fallback, found.factor) == ("smallest_factor", 4.0)
     assert [p.score for p in found.probes] == [None, None]
     assert any("every probe diverged" in warning for warning in report.warnings)
+
+
+def test_training_that_is_measured_is_said_to_be_before_refinement() -> None:
+    document = spec({"steps": 5, "factors": [0.25, 0.5]})
+    document["measurement"] |= {"steps": 2, "every": 2}
+    report = answer(parse_request(document))
+    assert [m.step for m in report.measurements] == [0, 2]
+    assert any("along training are at κ 1 as asked" in warning for warning in report.warnings)
 
 
 def test_cells_come_when_their_inputs_are_done() -> None:

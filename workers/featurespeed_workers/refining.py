@@ -36,8 +36,12 @@ def refined(
             "refinement": refinement(tried, probes, choice, feature_step),
         }
     )
-    warnings = (*report.warnings, *([choice.warning] if choice.warning else []))
-    return report.model_copy(update={"recommendation": changed, "warnings": warnings})
+    doubts = [choice.warning] if choice.warning else []
+    if choice.factor != 1 and len(report.measurements) > 1:
+        doubts.append(
+            f"measurements and losses along training are at κ {feature_step:g} as asked, not at the refined one"
+        )
+    return report.model_copy(update={"recommendation": changed, "warnings": (*report.warnings, *doubts)})
 
 
 def _times(cell: Cell, factor: float) -> Cell:
