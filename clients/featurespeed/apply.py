@@ -46,6 +46,9 @@ def param_groups(
     Left out are parameters with ``requires_grad`` False. Tied weights are in the group of the first of their names in
     the report. Momentum, betas and weight decay are the optimizer's own arguments, and should be those of the request.
 
+    An output block that starts at zero has ``first_lr`` too: the learning rate to set in its group for the first step,
+    without warm-up; from the second step on it is ``lr`` with its schedule, as for all groups.
+
     Raises ParameterMismatch unless names and shapes are those of the report; ValueError for an optimizer that the
     report is not for, and if it is for two and none is named.
     """
@@ -56,6 +59,8 @@ def param_groups(
     for advice, parameter in pairs:
         if parameter.requires_grad and optimizer in (None, advice.optimizer):
             empty = {"params": [], "lr": advice.lr, "name": advice.block}
+            if advice.first_lr is not None:
+                empty["first_lr"] = advice.first_lr
             groups.setdefault((advice.block, advice.lr), empty)["params"].append(parameter)
     return list(groups.values())
 

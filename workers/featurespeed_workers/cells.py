@@ -48,7 +48,7 @@ def run_cell(
     compares = request.kind == "recommend" and request.measurement.steps > 0
     own = portion(listener, 0.0, 0.7) if compares else listener
     begun = start(request, seed, source, where, own)
-    record = LossRecord(request.measurement.steps, "training", portion(own, 0.8, 1.0))
+    record = LossRecord(request.measurement.steps or 1, "training", portion(own, 0.8, 1.0))
     checkpoints, warnings = measured(request, seed, begun, own, record)
     losses = None
     if compares:

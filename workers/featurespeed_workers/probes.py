@@ -87,7 +87,8 @@ def run_probe(probed: Probed, candidate: Candidate, steps: int, listener: Listen
 
     scaling = probed.scaling
     rates = {tensor.name: tensor.rate for tensor in scaling.tensors}
-    run = Run(probed.optimizer, rates, scaling.master_lr * candidate.factor, Schedule(steps), every=None)
+    master = scaling.master_lr * candidate.factor
+    run = Run(probed.optimizer, rates, master, Schedule(steps), every=None, first_rates=scaling.first_rates)
     start = rescaled(probed.parameters, scaling)
     diverged = False
     try:

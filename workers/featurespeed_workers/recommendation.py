@@ -41,6 +41,7 @@ class SeedScaling(Model):
     blocks: tuple[str, ...]
     rates: tuple[float, ...]
     master_lr: float
+    first_rates: dict[str, float]
     relative_sensitivity: float | None
     notes: dict[str, str]
     contributions: dict[str, float] | None = None
@@ -70,6 +71,7 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
         blocks=tuple(b.name for b in network.blocks),
         rates=tuple(scaling.rates[b.name] for b in network.blocks),
         master_lr=scaling.master_lr,
+        first_rates=scaling.first_rates,
         relative_sensitivity=scaling.relative_sensitivity,
         notes=scaling.notes,
         contributions=scaling.contributions,
@@ -95,6 +97,7 @@ def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomme
     stds = [_block_std(block, seeds) for block in seeds[0].blocks]
     taus = [s.relative_sensitivity for s in seeds if s.relative_sensitivity is not None]
     tau = GeometricStatistic.of(taus) if taus else None
+    first = {name: GeometricStatistic.of([s.first_rates[name] for s in seeds]) for name in seeds[0].first_rates}
     return Recommendation(
         master_lr=master.mean,
         output_multiplier=1.0,
@@ -114,6 +117,8 @@ def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomme
                 lr=rates[i].mean,
                 init_std_over_seeds=stds[i],
                 lr_over_seeds=rates[i],
+                first_lr=first[name].mean if name in first else None,
+                first_lr_over_seeds=first.get(name),
                 note=next((s.notes[name] for s in seeds if name in s.notes), None),
             )
             for i, name in enumerate(seeds[0].blocks)
@@ -126,6 +131,7 @@ def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomme
                 init_mean=t.mean,
                 init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
                 lr=GeometricStatistic.of([s.tensors[i].rate * s.master_lr for s in seeds]).mean,
+                first_lr=first[t.block].mean if t.block in first else None,
                 optimizer=t.optimizer,
             )
             for i, t in enumerate(seeds[0].tensors)

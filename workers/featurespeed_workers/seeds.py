@@ -142,6 +142,7 @@ def _doubts(cells: Sequence[Cell]) -> list[str]:
                     f"{where}: the two sides of the formula differ by {m.formula_residual:.1e} (> {bound:.0e})"
                 )
             still = [v.name for v, rate in zip(m.layers, m.rates, strict=True) if rate and v.gradient_norm == 0]
-            if still:
+            from_zero = checkpoint.step == 0 and cell.scaling is not None and cell.scaling.first_rates
+            if still and not from_zero:
                 doubts.append(f"{where}: the gradient of block {still[0]!r} is zero: it does not learn")
     return doubts

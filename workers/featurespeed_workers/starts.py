@@ -83,6 +83,7 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             feature_step=request.scaling.feature_step,
             contributions=request.contributions,
             granularity=request.scaling.granularity,
+            zero_output=request.scaling.zero_output,
             tell=lambda fraction, message: listener(CellProgress(fraction=0.8 * fraction, message=message)),
         )
     return closed_form(request, network, parameters)

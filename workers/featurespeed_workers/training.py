@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Run:
     master_lr: float
     schedule: Schedule
     every: int | None
+    first_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates of step 0 by block name, where they are not δt η_l times the schedule."""
 
 
 Record = Callable[[int, float], None]
@@ -75,11 +77,13 @@ def train(
     for step in range(run.schedule.steps + 1):
         last = step == run.schedule.steps
         now = batch(step)
-        if run.every is not None and step and (last or step % run.every == 0):
+        after_first = step == 1 and run.first_rates
+        if run.every is not None and step and (last or step % run.every == 0 or after_first):
             yield step, measure_state(setting, weights, now, run.rates)
         if not last:
             lr = run.master_lr * run.schedule.factor(step)
-            record(step, _step(setting, weights, now, optimizers, lr, step))
+            first = run.first_rates if step == 0 else {}
+            record(step, _step(setting, weights, now, optimizers, lr, step, first))
 
 
 def _groups(setting: Setting, weights: dict[str, Tensor], block: Block, run: Run) -> list[dict[str, Any]]:
@@ -89,7 +93,10 @@ def _groups(setting: Setting, weights: dict[str, Tensor], block: Block, run: Run
         if weights[name].requires_grad:
             key = setting.rule(name).name, rate_of(run.rates, block.name, name)
             found.setdefault(key, []).append(weights[name])
-    return [{"params": params, "optimizer": optimizer, "base": rate} for (optimizer, rate), params in found.items()]
+    return [
+        {"params": params, "optimizer": optimizer, "base": rate, "block": block.name}
+        for (optimizer, rate), params in found.items()
+    ]
 
 
 def _step(
@@ -99,8 +106,9 @@ def _step(
     optimizers: Sequence[torch.optim.Optimizer],
     lr: float,
     step: int,
+    own_rates: Mapping[str, float],
 ) -> float:
-    """Make one step; the loss before it."""
+    """Make one step at ``lr`` times each group's base rate, or at the block's own rate; the loss before it."""
     inputs, targets = batch
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -110,6 +118,6 @@ def _step(
     torch.autograd.backward(loss)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["base"]
+            group["lr"] = own_rates.get(group["block"], lr * group["base"])
         optimizer.step()
     return loss.item()

@@ -29,8 +29,10 @@ def measured(
     steps, rule = request.measurement.steps, UpdateRule.from_contract(request.optimizer)
     try:
         for step, found in _trajectory(request, begun, record):
-            first = checkpoints[0].measurement if checkpoints else found
-            drift = _drift(rule, first, found) if steps else None
+            if not checkpoints or (step == 1 and begun.scaling.first_rates):  # at zero output, gradients are zero
+                first = found
+            measurable = steps and (step or not begun.scaling.first_rates)
+            drift = _drift(rule, first, found) if measurable else None
             checkpoints.append(Checkpoint(step=step, measurement=found, drift=drift))
             angles = tuple(layer.angle for layer in found.layers)
             listener(MeasurementEvent(seed=seed, step=step, loss=found.loss, angles=angles))
@@ -54,11 +56,12 @@ def _trajectory(request: JobRequest, begun: Start, record: Record) -> Iterator[t
     rates = scaling.rates if request.kind == "recommend" else _requested_rates(request, begun.setting.network)
     first = measure_state(begun.setting, scaling.parameters, begun.batch(0), rates)
     yield 0, first
-    if settings.steps == 0:
+    if settings.steps == 0 and not scaling.first_rates:
         return
     master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
-    schedule = Schedule(settings.steps, constant=request.kind == "measure")
-    run = Run(request.optimizer, first.all_rates, master, schedule, settings.every)
+    steps = settings.steps or 1  # an output that starts at zero shows its balance after one step
+    schedule = Schedule(steps, constant=request.kind == "measure")
+    run = Run(request.optimizer, first.all_rates, master, schedule, settings.every, scaling.first_rates)
     yield from train(begun.setting, scaling.parameters, begun.batch, run, record)
 
 

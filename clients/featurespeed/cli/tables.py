@@ -179,6 +179,9 @@ def footer(report: Report) -> Iterator[str]:
             tensors = ", ".join(f"{name} for {count} tensors" for name, count in optimizers.items())
             yield f"optimizers       {tensors}   (which is for which: recommendation.parameters in the JSON report)"
         yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
+        for block in advice.blocks:
+            if block.first_lr is not None:
+                yield f"first step       lr {number(block.first_lr)} for {block.name}, without warm-up"
         if advice.output_multiplier != 1:
             yield f"output factor    {number(advice.output_multiplier)}"
     if report.measurements:

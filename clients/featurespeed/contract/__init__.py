@@ -1,6 +1,7 @@
 """The contract: what goes over the wire. Service and workers import these models from here."""
 
 from featurespeed.contract.architecture import Architecture, DepthPower, Image, Mlp, ResNet, TargetAngle, Transformer
+from featurespeed.contract.blocks import group_of, is_selected, lookup
 from featurespeed.contract.data import Data, Dataset, Digits, Gaussian, Sphere, Tokens
 from featurespeed.contract.evidence import BranchScale, Evidence, LossCurves
 from featurespeed.contract.job import (
@@ -33,9 +34,6 @@ from featurespeed.contract.request import (
     Kind,
     MeasurementSettings,
     Scaling,
-    group_of,
-    is_selected,
-    lookup,
 )
 from featurespeed.contract.validation import SpecError, parse_request, parse_request_json, shown
 

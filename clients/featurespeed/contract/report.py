@@ -101,7 +101,8 @@ class BlockRecommendation(Model):
     contribute the same, under rule ``mup`` that of its matrices; the rates themselves are those of the parameters.
     ``init_std`` is the std over all weight matrices of the block; ``multiplier`` is a factor on the block's output
     (1: all scale is in the initialization). ``note`` says what a reader must know, such as a scale that a norm layer
-    makes immaterial.
+    makes immaterial. ``first_lr``, of an output that starts at zero: the learning rate of the first step, without
+    warm-up, in place of ``lr``.
     """
 
     index: int
@@ -111,13 +112,16 @@ class BlockRecommendation(Model):
     lr: float
     init_std_over_seeds: GeometricStatistic
     lr_over_seeds: GeometricStatistic
+    first_lr: float | None = None
+    first_lr_over_seeds: GeometricStatistic | None = None
     note: str | None = None
 
 
 class ParameterRecommendation(Model):
     """Initialization of one tensor, ``init_mean`` + ``init_std`` · noise, and its learning rate.
 
-    ``optimizer`` is the one that the rate is for (``None`` for a frozen parameter).
+    ``first_lr`` is that of the first step, if it has one of its own (see BlockRecommendation). ``optimizer`` is the one
+    that the rate is for (``None`` for a frozen parameter).
     """
 
     name: str
@@ -126,6 +130,7 @@ class ParameterRecommendation(Model):
     init_mean: float
     init_std: float
     lr: float
+    first_lr: float | None = None
     optimizer: OptimizerName | None = None
 
 

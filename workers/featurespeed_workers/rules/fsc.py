@@ -6,18 +6,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from featurespeed.contract import Granularity
 from featurespeed.defaults import CONTRIBUTIONS, FEATURE_STEP, RELATIVE_SENSITIVITY
 from featurespeed_workers.balance import Balance, Slope, Slopes
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
-from featurespeed_workers.network import Scalable
 from featurespeed_workers.passes import Batch, Parameters
-from featurespeed_workers.rules.forward import Forwarded, multiply, scale_features
+from featurespeed_workers.rules.forward import Forwarded, scale_features
 from featurespeed_workers.rules.groups import share_scales
 from featurespeed_workers.rules.output_scale import Found, Trial, find_output_scale
+from featurespeed_workers.rules.output_start import DrawnOutput, Head, State, ZeroOutput
 from featurespeed_workers.rules.scaling import BlockScaling
 
 Tell = Callable[[float, str], None]
@@ -33,16 +31,19 @@ def fsc(
     feature_step: float = FEATURE_STEP,
     contributions: Mapping[str, float] = CONTRIBUTIONS,
     granularity: Granularity = "block",
+    zero_output: bool = False,
     tell: Tell = lambda fraction, message: None,
 ) -> BlockScaling:
     """Scale every block: SP by forward rescaling, FL by the output scale, BC and LD by Eq. 8, then δt = κ/τ.
 
     ``contributions`` are the weights by group of the blocks' contributions to the loss decay; equal ones are Eq. 8.
     ``granularity`` says what has a rate of its own; under ``group`` hidden blocks share their scales too.
+    With ``zero_output`` the output matrices start at 0 and the rate of the first step has the part of their scale.
     The direction is the one that ``setting``'s optimizer settles to (see UpdateRule.sustained), from a fresh state.
     Raises MeasurementError for a network that cannot be scaled, naming the first layer concerned.
     """
-    setting = replace(setting, rule=_sustained(setting.rule), state=lambda name: {})
+    fresh = replace(setting, state=lambda name: {})
+    setting = replace(fresh, rule=_sustained(setting.rule))
     balance = Balance.of(setting.network, contributions, granularity)
     tell(0.0, "forward features")
     *hidden, output = setting.network.blocks
@@ -50,9 +51,10 @@ def fsc(
     forward = scale_features(setting.network, parameters, batches, scalables)
     shared = share_scales(setting.network, forward.parameters) if granularity == "group" else None
     start = shared.parameters if shared else forward.parameters
+    head: Head = ZeroOutput.of(fresh, start, batches) if zero_output else DrawnOutput(start, output, batches)
 
     def try_scale(scale: float) -> Trial:
-        return _try(setting, _scaled(start, output.scalables, scale), batches, scale, balance)
+        return _try(setting, head.states(scale), scale, balance)
 
     found = find_output_scale(
         try_scale, relative_sensitivity, lambda round_: tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
@@ -62,13 +64,14 @@ def fsc(
     if shared and shared.kinds > 1:
         warnings.append(f"hidden blocks are of {shared.kinds} shapes: each shape has its own std, all have one rate")
     return BlockScaling(
-        parameters=_scaled(start, output.scalables, trial.scale),
+        parameters=head.start(trial.scale),
+        first_rates=head.first_rates(trial.scale),
         rates=balance.rates(trial.slopes),
         master_lr=feature_step / (relative_sensitivity if reached else trial.relative_sensitivity),
         relative_sensitivity=trial.relative_sensitivity,
         contributions=dict(contributions),
         granularity=granularity,
-        notes=_notes(forward, balance, trial.slopes),
+        notes=_notes(forward, balance, trial.slopes) | head.notes(trial.scale),
         warnings=tuple(warnings),
         stds=shared.stds if shared else {},
     )
@@ -78,21 +81,14 @@ def _sustained(rule: RuleOf) -> RuleOf:
     return lambda name: rule(name).sustained()
 
 
-def _try(setting: Setting, parameters: Parameters, batches: Sequence[Batch], scale: float, balance: Balance) -> Trial:
-    """τ and the slopes at one output scale: means over the batches, each under its own balanced rates."""
-    found = [measure_slopes(setting, parameters, batch, balance) for batch in batches]
+def _try(setting: Setting, states: Sequence[State], scale: float, balance: Balance) -> Trial:
+    """τ and the slopes at one output scale: means over the states, each on its batch under its own balanced rates."""
+    found = [measure_slopes(setting, parameters, batch, balance) for parameters, batch in states]
     tau = statistics.fmean(m.relative_sensitivity for m, _ in found)
     if tau == 0:
         raise MeasurementError("no-feature-motion", "the last hidden feature does not move: no block before it trains")
     each = [slopes for _, slopes in found]
     return Trial(scale, tau, {name: Slope.mean([slopes[name] for slopes in each]) for name in each[0]})
-
-
-def _scaled(parameters: Mapping[str, Tensor], scalables: Sequence[Scalable], scale: float) -> dict[str, Tensor]:
-    scaled = dict(parameters)
-    for scalable in scalables:
-        multiply(scaled, scalable, scale)
-    return scaled
 
 
 def _notes(forward: Forwarded, balance: Balance, slopes: Slopes) -> dict[str, str]:

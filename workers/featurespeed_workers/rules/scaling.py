@@ -29,3 +29,6 @@ class BlockScaling:
     warnings: tuple[str, ...] = ()
     stds: dict[str, float] = field(default_factory=dict)
     """Std of the matrices, by block or parameter name, where it is known; else it is that of the parameters."""
+    first_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates of the first step by block name where they are not δt η_l times the schedule: of an output that
+    starts at zero. They are what the optimizer is given, without δt or warm-up."""

@@ -1,0 +1,157 @@
+"""Whether the parts of a request agree with one another: every check names the field that it blames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurespeed.contract.architecture import Architecture, Mlp, ResNet, TargetAngle, Transformer
+from featurespeed.contract.blocks import group_of, is_selected, lookup
+from featurespeed.contract.data import Digits, Gaussian, Sphere, Tokens
+
+if TYPE_CHECKING:
+    from featurespeed.contract.request import JobRequest
+
+
+def check_agreement(request: JobRequest) -> None:
+    """Raise ValueError, beginning with the path of the field, for the first fault."""
+    for check in _CHECKS:
+        check(request)
+
+
+def _check_data(request: JobRequest) -> None:
+    """The data must have the shape that the architecture takes."""
+    architecture, data = request.architecture, request.data
+    tokens = isinstance(architecture, Transformer) and architecture.image is None
+    image = architecture.image if isinstance(architecture, Transformer) else None
+    if isinstance(data, Tokens) and not tokens:
+        raise ValueError(f"data.kind: 'tokens' needs a transformer with vocab_size, not {_described(architecture)}")
+    if tokens and isinstance(data, Gaussian | Sphere | Digits):
+        raise ValueError(
+            f"data.kind: {data.kind!r} has no tokens; a transformer with vocab_size takes 'tokens' or 'dataset'"
+        )
+    if not isinstance(data, Digits):
+        return
+    if image is not None and (image.height, image.width, image.channels) != (8, 8, 1):
+        raise ValueError(
+            f"architecture.image: digits are 8 × 8 × 1, not {image.height} × {image.width} × {image.channels}"
+        )
+    if not isinstance(architecture, Transformer) and architecture.input_dim != 64:
+        raise ValueError(f"architecture.input_dim: digits have 64 coordinates, not {architecture.input_dim}")
+    if (outputs := architecture.output_dim) is None or outputs < 10:
+        raise ValueError(f"architecture.output_dim: digits have 10 classes, not {outputs}")
+
+
+def _described(architecture: Architecture) -> str:
+    return "one with image" if isinstance(architecture, Transformer) else f"family {architecture.family!r}"
+
+
+def _check_targets(request: JobRequest) -> None:
+    """The targets must be what the loss compares with."""
+    data, loss = request.data, request.loss
+    if loss == "cross_entropy" and request.architecture.output_dim == 1:
+        raise ValueError("architecture.output_dim: cross_entropy needs at least 2 classes, not 1")
+    if isinstance(data, Tokens) and loss == "mse":
+        raise ValueError("loss: 'mse' has no meaning for data.kind 'tokens'; use 'cross_entropy'")
+    if not isinstance(data, Gaussian | Sphere) or data.targets is None:
+        return
+    if loss == "cross_entropy" and data.targets in ("gaussian", "ones"):
+        raise ValueError(f"data.targets: {data.targets!r} are no labels; cross_entropy takes 'classes' or 'teacher'")
+    if loss == "mse" and data.targets == "classes":
+        raise ValueError("data.targets: 'classes' are labels; mse takes 'gaussian', 'ones' or 'teacher'")
+
+
+def _check_optimizer(request: JobRequest) -> None:
+    """Muon is for hidden matrices: some must be there."""
+    if request.optimizer.name == "muon" and request.architecture.depth < 3:
+        raise ValueError(
+            "optimizer.name: 'muon' is for the matrices of hidden blocks, and depth 2 has none; use 'adamw'"
+        )
+
+
+def _check_rule(request: JobRequest) -> None:
+    """Table 1 speaks of ReLU MLPs under gradient descent; µP of gradient descent and of entry-wise normalized steps.
+
+    κ, which probes refine, is part of rule ``fsc`` alone.
+    """
+    rule = request.rule
+    if request.scaling.refine is not None and (request.kind, rule) != ("recommend", "fsc"):
+        raise ValueError(
+            f"scaling.refine: kind 'recommend' with rule 'fsc' takes it, not {request.kind!r} with {rule!r}"
+        )
+    if request.scaling.base_width is not None and rule != "mup":
+        raise ValueError(f"scaling.base_width: only rule 'mup' takes it, not {rule!r}")
+    if rule == "mup" and request.kind == "recommend" and request.optimizer.name == "muon":
+        raise ValueError("scaling.rule: 'mup' gives rates for SGD, Adam, AdamW and SignSGD, not for 'muon'")
+    if rule not in ("ntk", "mf_mup"):
+        return
+    if not isinstance(request.architecture, Mlp):
+        raise ValueError(f"scaling.rule: {rule!r} is known for family 'mlp' only, not {request.architecture.family!r}")
+    if request.kind == "recommend" and request.optimizer.name != "sgd":
+        raise ValueError(f"scaling.rule: {rule!r} gives rates for optimizer 'sgd' only, not {request.optimizer.name!r}")
+
+
+def _check_blocks(request: JobRequest) -> None:
+    """Names in ``frozen``, ``initialization`` and ``learning_rates`` must exist; some block must train."""
+    names = request.architecture.block_names
+    maps = {
+        "frozen": request.frozen,
+        "initialization": request.initialization,
+        "learning_rates": request.learning_rates,
+    }
+    for field, given in maps.items():
+        unknown = sorted(set(given or ()) - {*names, "hidden"}) if not isinstance(given, str | float | int) else []
+        if unknown:
+            raise ValueError(f"{field}: unknown block {unknown[0]!r}; blocks are {', '.join(_shortened(names))}")
+    if request.kind == "recommend" and request.initialization is not None:
+        raise ValueError("initialization: only kind 'measure' takes it")
+    if request.kind == "recommend" and request.learning_rates != "balanced":
+        raise ValueError("learning_rates: only kind 'measure' takes them")
+    if all(is_selected(name, request.frozen) for name in names):
+        raise ValueError("frozen: every block is frozen; at least one must train")
+    if isinstance(rates := request.learning_rates, dict):
+        missing = [name for name in names if lookup(name, rates) is None and not is_selected(name, request.frozen)]
+        if missing:
+            raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
+
+
+def _check_balance(request: JobRequest) -> None:
+    """Weights and granularity must speak of rates that are balanced, and the weights leave a block that trains."""
+    asked = {
+        "contributions": request.scaling.contributions is not None,
+        "granularity": request.scaling.granularity != "block",
+    }
+    for field in [field for field, given in asked.items() if given]:
+        if request.kind == "recommend" and request.rule != "fsc":
+            raise ValueError(f"scaling.{field}: rule {request.rule!r} has rates of its own; only 'fsc' takes it")
+        if request.learning_rates != "balanced":
+            raise ValueError(f"scaling.{field}: needs learning_rates 'balanced', not explicit ones")
+    trained = [name for name in request.architecture.block_names if not is_selected(name, request.frozen)]
+    if not any(request.contributions[group_of(name)] for name in trained):
+        raise ValueError("scaling.contributions: every block that trains has weight 0; one must be positive")
+
+
+def _shortened(names: list[str]) -> list[str]:
+    return names if len(names) <= 6 else [*names[:3], "…", *names[-2:]]
+
+
+def _check_zero_output(request: JobRequest) -> None:
+    """An output that starts at zero needs a first step, and gives every other block a zero gradient before it."""
+    if not request.scaling.zero_output:
+        return
+    if request.kind != "recommend" or request.rule != "fsc":
+        raise ValueError("scaling.zero_output: only kind 'recommend' under rule 'fsc' takes it")
+    if is_selected("output", request.frozen) or request.contributions["output"] == 0:
+        raise ValueError("scaling.zero_output: the output block must train, and have a weight in contributions")
+    if isinstance(request.architecture, ResNet) and isinstance(request.architecture.branch_scale, TargetAngle):
+        raise ValueError("scaling.zero_output: there is no angle to aim at (branch_scale.target_angle) at zero output")
+
+
+_CHECKS = (
+    _check_data,
+    _check_targets,
+    _check_optimizer,
+    _check_rule,
+    _check_blocks,
+    _check_balance,
+    _check_zero_output,
+)
