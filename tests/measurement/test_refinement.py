@@ -192,6 +192,17 @@ def test_the_refined_answer_is_the_closed_form_at_the_refined_feature_step(granu
     assert refined.measurements == direct.measurements
 
 
+def test_probes_of_a_network_whose_branch_scale_was_searched_for() -> None:
+    """They train the network with the β that was found."""
+    resnet = {"family": "resnet", "input_dim": 64, "width": 16, "depth": 4, "output_dim": 10}
+    document = spec({"steps": 6})
+    searched = answer(parse_request(document | {"architecture": {**resnet, "branch_scale": {"target_angle": 1.13}}}))
+    beta = searched.branch_scale.beta
+    given = answer(parse_request(document | {"architecture": {**resnet, "branch_scale": beta}}))
+    assert beta != 1
+    assert searched.recommendation.refinement == given.recommendation.refinement
+
+
 def test_probes_that_diverge_are_data() -> None:
     report = answer(parse_request(spec({"steps": 30, "factors": [4.0, 8.0]}, feature_step=500.0)))
     found = report.recommendation.refinement
