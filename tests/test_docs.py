@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from featurespeed.contract import LayerMeasurement, Measurement, Recommendation
+from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
 from featurespeed_service.datasets import dataset_path
 from featurespeed_service.settings import PREFIX, Settings
 from featurespeed_workers.local import answer
@@ -174,7 +175,9 @@ def test_every_quantity_is_explained() -> None:
     recommended = {"master_lr", "relative_sensitivity", "feature_step", "refinement", "warmup_fraction"}
     assert recommended <= set(Recommendation.model_fields)
     assert {"loss_decay", "formula_residual"} <= set(Measurement.model_fields)
-    assert measured | recommended | {"loss_decay", "formula_residual"} <= explained
+    stable = (set(LayerStability.model_fields) | set(StabilityMeasurement.model_fields)) - {"index", "name", "layers"}
+    judged = set(StateProperties.model_fields)
+    assert measured | recommended | stable | judged | {"loss_decay", "formula_residual"} <= explained
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/science.md"])

@@ -48,3 +48,28 @@ SENSITIVITY_TOLERANCE = 0.02
 
 RECOMMENDATION_BATCHES = 4
 """Batches over which the quantities behind a recommendation are averaged: one batch differs from the next."""
+
+FEATURE_RMS_RANGE = (0.5, 2.0)
+"""SP: rms of every hidden feature. The paper's Θ(1); rule fsc sets 1, and lets a transformer's stream grow to √2."""
+
+FEATURE_STEP_FACTOR = 4.0
+"""FL: the relative change of f_{L-1} in one step may differ from κ by this factor. On every net of the experiments the
+best κ was within it of the default, 1."""
+
+LOSS_DECAY_RANGE = (0.1, 10.0)
+"""LD: nominal loss decay of one step as a part of the loss: the paper's Θ(1) in the loss's own size.
+
+It may exceed 1, as gradients shrink within the step: the best steps of the experiments promised up to 16 nats at a loss
+of 2.3."""
+
+CONTRIBUTION_FACTOR = 4.0
+"""BC: a block's contribution to the loss decay may differ from what it should be by this factor.
+
+That is of the same order; from one batch to the next alone it moves by up to 1.5."""
+
+STABILITY_BOUND = 10.0
+"""FS, BS, S: relative speeds per nat, the paper's O(1).
+
+Beyond it the state is another one before the loss has fallen by a tenth of a nat. On nine small nets (MLPs of 4 to 20
+layers, ResNets, transformers) the recommendation had 0.2 to 2.2 for all three; PyTorch's defaults 0.3 to 9 where nets
+train well (ResNets, transformers) and 10 to 5e7 in plain MLPs."""

@@ -24,19 +24,20 @@ from featurespeed.contract import (
     Sgd,
     SignSgd,
 )
+from featurespeed.contract.base import Model as ContractModel
 from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
 from featurespeed_workers.losses import LossFunction, loss_function
-from featurespeed_workers.measurement import Method, Rates, Setting, StateMeasurement, measure_state
+from featurespeed_workers.measurement import Method, Rates, Setting, measure_state
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import state_of
+from featurespeed_workers.own_cells import measured_cell, recommended_cell
 from featurespeed_workers.passes import Batch
-from featurespeed_workers.recommendation import seed_scaling
 from featurespeed_workers.refining import Probing
 from featurespeed_workers.rules.fsc import fsc
-from featurespeed_workers.seeds import Cell, Checkpoint, assemble, device_name
+from featurespeed_workers.seeds import Cell, assemble
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -55,6 +56,7 @@ def measure(
     learning_rates: float | Mapping[str, float] | Literal["balanced", "optimizer"] = "balanced",
     contributions: Mapping[str, float] | None = None,
     granularity: Granularity = "block",
+    stability: bool = False,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
@@ -68,7 +70,8 @@ def measure(
     optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
     weights. ``granularity``: what has a balanced rate of its own, a ``block``, a ``tensor`` or a ``group``. Parameters
-    that require no gradient are frozen. ``blocks``: see :func:`network_of`.
+    that require no gradient are frozen. ``blocks``: see :func:`network_of`. ``stability``: measure how fast backward
+    passes and gradients change, by a second derivative, at the cost of about four training steps.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
@@ -82,7 +85,8 @@ def measure(
         weights = None if contributions is None else _weights(setting, contributions)
         rates = _rates(network, learning_rates, weights, granularity)
         found = measure_state(setting, _parameters(network), batch, rates)
-        cells.append(_cell(network, seed, found))
+        fresh = isinstance(optimizer, str | ContractModel)
+        cells.append(measured_cell(setting, seed, batch, found, rates, stability=stability, fresh=fresh))
     return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
 
@@ -99,13 +103,15 @@ def recommend(
     contributions: Mapping[str, float] | None = None,
     granularity: Granularity = "block",
     refine: Refine | int | None = None,
+    stability: bool = True,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
 ) -> Report:
     """Recommend initialization scale and learning rate of every block by rule ``fsc``, from the model's own weights.
 
     Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
-    model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates.
+    model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates. The
+    report's ``properties.before`` are those of the model as it is, at the learning rate 0.001 for all.
 
     ``refine``: short training probes around this answer, of so many steps (or a Refine, with factors). They take
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
@@ -119,19 +125,19 @@ def recommend(
         setting = _setting(network, loss, optimizer, method, own_rates=False)
         drawn = _first(batches, seed, RECOMMENDATION_BATCHES + probing.batches)
         chosen = drawn[:RECOMMENDATION_BATCHES]
+        weights = _weights(setting, contributions or {})
         scaling = fsc(
             setting,
             _parameters(network),
             chosen,
             relative_sensitivity=relative_sensitivity,
             feature_step=feature_step,
-            contributions=_weights(setting, contributions or {}),
+            contributions=weights,
             granularity=granularity,
         )
         fresh = replace(setting, state=lambda name: {})
-        cell = _cell(network, seed, measure_state(fresh, scaling.parameters, chosen[0], scaling.rates))
-        warnings = tuple(f"seed {seed}: {w}" for w in scaling.warnings)
-        cells.append(cell.model_copy(update={"scaling": seed_scaling(setting, scaling), "warnings": warnings}))
+        balance = Balance.of(network, weights, granularity)
+        cells.append(recommended_cell(fresh, seed, chosen[0], scaling, balance, feature_step, stability=stability))
         probing.probe(setting, _parameters(network), cells[-1], drawn[RECOMMENDATION_BATCHES:] or drawn)
 
     def assembled(found: Sequence[Cell]) -> Report:
@@ -264,14 +270,3 @@ def _rates(
     if isinstance(rates, str) and rates != "optimizer":
         raise ValueError(f"learning_rates: {rates!r} is neither 'balanced' nor 'optimizer', a number or a map")
     return dict.fromkeys(names, 1.0 if isinstance(rates, str) else float(rates))
-
-
-def _cell(network: Network, seed: int, found: StateMeasurement) -> Cell:
-    parameter = next(network.module.parameters())
-    return Cell(
-        seed=seed,
-        device=device_name(parameter.device),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        checkpoints=(Checkpoint(step=0, measurement=found),),
-    )

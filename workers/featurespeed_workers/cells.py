@@ -10,15 +10,17 @@ from pathlib import Path
 
 import torch
 
-from featurespeed.contract import JobRequest, Report
+from featurespeed.contract import BranchScale, JobRequest, Report
 from featurespeed_workers import data, seeds
 from featurespeed_workers.branch_scale import find_branch_scale, wants_angle, with_beta, with_notes
 from featurespeed_workers.comparison import default_curve
+from featurespeed_workers.data import Source
 from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
 from featurespeed_workers.loss_curves import LossRecord
 from featurespeed_workers.recommendation import seed_scaling
 from featurespeed_workers.seeds import Cell, device_name
 from featurespeed_workers.starts import start
+from featurespeed_workers.states import begun_state, default_state
 from featurespeed_workers.trajectory import measured
 
 __all__ = ["Cell", "CellProgress", "Listener", "assemble", "ignore", "run_cell"]
@@ -45,28 +47,38 @@ def run_cell(
     if wants_angle(request):
         branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
         request, listener = with_beta(request, branch_scale.beta), portion(listener, 0.6, 1.0)
-    compares = request.kind == "recommend" and request.measurement.steps > 0
+    cell = _computed(request, seed, source, where, listener, branch_scale)
+    return cell.model_copy(update={"branch_scale": branch_scale})
+
+
+def _computed(
+    request: JobRequest, seed: int, source: Source, where: torch.device, listener: Listener, found: BranchScale | None
+) -> Cell:
+    recommends = request.kind == "recommend"
+    compares = recommends and request.measurement.steps > 0
     own = portion(listener, 0.0, 0.7) if compares else listener
+    before, doubts = default_state(request, seed, source, where, own) if recommends else (None, ())
     begun = start(request, seed, source, where, own)
     record = LossRecord(request.measurement.steps or 1, "training", portion(own, 0.8, 1.0))
     checkpoints, warnings = measured(request, seed, begun, own, record)
+    state, kernels, others = begun_state(request, seed, begun, checkpoints, own)
     losses = None
     if compares:
         default, more = default_curve(request, seed, source, where, portion(listener, 0.7, 1.0))
         losses, warnings = record.beside(default), (*warnings, *more)
-    scaling = begun.scaling
-    if branch_scale:
-        scaling = with_notes(scaling, branch_scale, request.architecture.block_names)
+    scaling = with_notes(begun.scaling, found, request.architecture.block_names) if found else begun.scaling
     return Cell(
         seed=seed,
         device=device_name(where),
         dtype=request.measurement.dtype,
         threads=torch.get_num_threads(),
         checkpoints=checkpoints,
-        scaling=seed_scaling(begun.setting, scaling) if request.kind == "recommend" else None,
-        branch_scale=branch_scale,
+        scaling=seed_scaling(begun.setting, scaling) if recommends else None,
         losses=losses,
-        warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings),
+        before=before if recommends else state,
+        after=state if recommends else None,
+        kernels=kernels,
+        warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings, *doubts, *others),
     )
 
 

@@ -48,7 +48,8 @@ def _times(cell: Cell, factor: float) -> Cell:
     """The cell with its master rate δt times ``factor``."""
     assert cell.scaling is not None
     scaling = cell.scaling.model_copy(update={"master_lr": cell.scaling.master_lr * factor})
-    return cell.model_copy(update={"scaling": scaling})
+    after = None if cell.after is None else cell.after.times(factor)
+    return cell.model_copy(update={"scaling": scaling, "after": after})
 
 
 class Probing:

@@ -21,9 +21,12 @@ from featurespeed.contract import (
 from featurespeed.contract.base import Model
 from featurespeed.version import __version__
 from featurespeed_workers.drift import Drift, with_drift
+from featurespeed_workers.kernel import Kernels
 from featurespeed_workers.loss_curves import SeedLosses, over_seeds
 from featurespeed_workers.measurement import LayerValues, StateMeasurement
+from featurespeed_workers.properties import SeedState
 from featurespeed_workers.recommendation import SeedScaling, recommendation
+from featurespeed_workers.summaries import properties_of, stability_of, with_kernels
 
 RESIDUAL_BOUNDS = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 """The two sides of the formula must agree to this, relatively, in an exact measurement."""
@@ -49,6 +52,9 @@ class Cell(Model):
     scaling: SeedScaling | None = None
     branch_scale: BranchScale | None = None
     losses: SeedLosses | None = None
+    before: SeedState | None = None
+    after: SeedState | None = None
+    kernels: Kernels | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -58,14 +64,16 @@ def assemble(
     """The report over all seeds, in the order of ``cells``; scales and rates are combined by geometric mean."""
     steps = [c.step for c in cells[0].checkpoints]
     common = [s for s in steps if all(any(c.step == s for c in cell.checkpoints) for cell in cells)]
-    measurements = tuple(_over_seeds(step, [_at(cell, step) for cell in cells]) for step in common)
+    initial, *later = (_over_seeds(step, [_at(cell, step) for cell in cells]) for step in common)
     losses = [cell.losses for cell in cells if cell.losses is not None]
     scalings = [cell.scaling for cell in cells if cell.scaling is not None]
     first = cells[0]
     return Report(
         kind=kind,
         recommendation=recommendation(scalings, feature_step) if scalings else None,
-        measurements=measurements,
+        measurements=(with_kernels(initial, [cell.kernels for cell in cells]), *later),
+        properties=properties_of([cell.before for cell in cells], [cell.after for cell in cells]),
+        stability=stability_of([cell.after or cell.before for cell in cells]),
         branch_scale=first.branch_scale,
         evidence=Evidence(loss_curves=over_seeds(losses)) if losses else None,
         warnings=tuple(dict.fromkeys([*(w for c in cells for w in c.warnings), *_doubts(cells)])),

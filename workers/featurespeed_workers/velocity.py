@@ -50,7 +50,7 @@ def exact(
     def unpack(i: int, feature: Tensor) -> None:
         visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
 
-    with _forward_mode_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.recording):
+    with plain_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.recording):
         duals = {
             name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
@@ -59,8 +59,8 @@ def exact(
 
 
 @contextlib.contextmanager
-def _forward_mode_kernels() -> Iterator[None]:
-    """Keep to kernels that have a forward-mode rule: fused attention and fused encoder layers have none."""
+def plain_kernels() -> Iterator[None]:
+    """Keep to kernels with a forward-mode rule and second derivatives: fused attention and encoder layers lack them."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

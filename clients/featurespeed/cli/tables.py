@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featurespeed.cli.verdicts import reasons, verdict_table
 from featurespeed.contract.evidence import LossCurves
 from featurespeed.contract.refinement import Refinement
 from featurespeed.contract.report import (
@@ -44,6 +45,8 @@ def rendered(report: Report) -> str:
             console.print(training_table(report.measurements))
         if report.evidence is not None and report.evidence.loss_curves is not None:
             console.print(losses_table(report.evidence.loss_curves))
+        if report.properties is not None:
+            console.print(verdict_table(report.properties))
         for line in footer(report):
             console.print(Text(line), soft_wrap=True)
     lines = [line.rstrip(" ") for line in text.get().splitlines()]
@@ -86,11 +89,18 @@ QUANTITIES = (
 
 
 def measurement_table(measured: Measurement) -> Table:
-    """One row a layer: mean over seeds; of the angle, the standard deviation too."""
-    table = _table("layer", *(title for title, _ in QUANTITIES))
+    """One row a layer: mean over seeds; of the angle, the standard deviation too, of M_1/√M_2 the standard error."""
+    kernels = any(layer.kernel_cos is not None for layer in measured.layers)
+    table = _table("layer", *(title for title, _ in QUANTITIES), *(["kernel cos"] if kernels else []))
     for layer in measured.layers:
-        table.add_row(Text(layer.name), spread(layer.angle), *(number(value) for value in _means(layer)))
+        means = [number(value) for value in _means(layer)]
+        table.add_row(Text(layer.name), spread(layer.angle), *means, *([_kernel(layer)] if kernels else []))
     return table
+
+
+def _kernel(layer: LayerMeasurement) -> str:
+    kernel = layer.kernel_cos
+    return "–" if kernel is None else f"{kernel.mean:.3f} ± {kernel.standard_error:.3f}"
 
 
 def _means(layer: LayerMeasurement) -> Iterator[float | None]:
@@ -193,6 +203,9 @@ def footer(report: Report) -> Iterator[str]:
     made = report.provenance
     seeds = ", ".join(map(str, made.seeds))
     yield f"made with        seeds {seeds}; {made.dtype} on {made.device}; {made.wall_seconds:.1f} s"
+    if report.properties is not None:
+        for what, reason in reasons(report.properties):
+            yield f"{what:16} {reason}"
     for warning in report.warnings:
         yield f"warning          {warning}"
 

@@ -16,6 +16,15 @@ from featurespeed.contract.job import (
     Status,
 )
 from featurespeed.contract.optimizer import Adam, AdamSettings, AdamW, Muon, Optimizer, OptimizerName, Sgd, SignSgd
+from featurespeed.contract.properties import (
+    KernelCosine,
+    LayerStability,
+    Properties,
+    Property,
+    PropertyName,
+    StabilityMeasurement,
+    StateProperties,
+)
 from featurespeed.contract.refinement import ProbeResult, Refine, Refinement
 from featurespeed.contract.report import (
     BlockRecommendation,
@@ -59,8 +68,10 @@ __all__ = [
     "JobError",
     "JobPage",
     "JobRequest",
+    "KernelCosine",
     "Kind",
     "LayerMeasurement",
+    "LayerStability",
     "LossCurves",
     "Measurement",
     "MeasurementEvent",
@@ -73,6 +84,9 @@ __all__ = [
     "ProbeResult",
     "Problem",
     "Progress",
+    "Properties",
+    "Property",
+    "PropertyName",
     "Provenance",
     "Recommendation",
     "Refine",
@@ -84,6 +98,8 @@ __all__ = [
     "SignSgd",
     "SpecError",
     "Sphere",
+    "StabilityMeasurement",
+    "StateProperties",
     "Statistic",
     "Status",
     "TargetAngle",

@@ -146,6 +146,18 @@ def _check_zero_output(request: JobRequest) -> None:
         raise ValueError("scaling.zero_output: there is no angle to aim at (branch_scale.target_angle) at zero output")
 
 
+def _check_probes(request: JobRequest) -> None:
+    """ḟ = −K b holds for gradient descent alone."""
+    probes, optimizer = request.measurement.kernel_probes, request.optimizer
+    if probes and optimizer.name != "sgd":
+        raise ValueError(f"measurement.kernel_probes: needs optimizer 'sgd', not {optimizer.name!r}")
+    if probes and optimizer.weight_decay:
+        decay = optimizer.weight_decay
+        raise ValueError(f"measurement.kernel_probes: needs optimizer.weight_decay 0, not {decay}")
+    if probes and request.scaling.zero_output:
+        raise ValueError("measurement.kernel_probes: at zero output (scaling.zero_output) no angle stands beside them")
+
+
 _CHECKS = (
     _check_data,
     _check_targets,
@@ -154,4 +166,5 @@ _CHECKS = (
     _check_blocks,
     _check_balance,
     _check_zero_output,
+    _check_probes,
 )

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurespeed.contract.base import Model
 from featurespeed.contract.evidence import BranchScale, Evidence
 from featurespeed.contract.optimizer import OptimizerName
+from featurespeed.contract.properties import KernelCosine, Properties, StabilityMeasurement
 from featurespeed.contract.refinement import Refinement
 from featurespeed.contract.request import Granularity, Kind
+from featurespeed.contract.statistic import GeometricStatistic as GeometricStatistic
+from featurespeed.contract.statistic import Statistic as Statistic
 
 if TYPE_CHECKING:
     import torch
-
-
-class Statistic(Model):
-    """One quantity over seeds: mean, sample standard deviation (n-1), and the value of every seed in the seeds' order.
-
-    A value is ``None`` where the quantity is undefined (the angle of a feature that does not move); mean and sd are
-    taken over the defined ones, and ``None`` if there is none (sd 0 for a single value).
-    """
-
-    mean: float | None
-    sd: float | None
-    values: tuple[float | None, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> Self:
-        """The statistic of the given values."""
-        known = [v for v in values if v is not None]
-        mean = statistics.fmean(known) if known else None
-        sd = (statistics.stdev(known) if len(known) > 1 else 0.0) if known else None
-        return cls(mean=mean, sd=sd, values=tuple(values))
-
-
-class GeometricStatistic(Model):
-    """A positive quantity over seeds: geometric mean, geometric sd (a factor ≥ 1), and every seed's value."""
-
-    mean: float
-    factor_sd: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """The statistic of the given values; all zero (a frozen block's learning rate) gives mean 0 and factor 1."""
-        if not all(values):
-            return cls(mean=0.0, factor_sd=1.0, values=tuple(values))
-        logs = [math.log(v) for v in values]
-        spread = statistics.stdev(logs) if len(logs) > 1 else 0.0
-        return cls(mean=math.exp(statistics.fmean(logs)), factor_sd=math.exp(spread), values=tuple(values))
 
 
 class LayerMeasurement(Model):
@@ -60,7 +23,9 @@ class LayerMeasurement(Model):
     angle: θ_l, radians. cos: its cosine. feature_rms: ‖f_l‖_rms. feature_speed: ‖ḟ_l‖_rms per unit of training time.
     backward_rms: ‖b_l‖_rms. sensitivity: S_l = ‖ḟ_l‖_rms / D_l, per unit of loss. contribution: C_l, loss per unit of
     time. gradient_norm: ‖∇_l L‖_2. balanced_rate_drift, along training: Eq. 8's rate of the block here over that at
-    step 0 (of the step that momentum builds up to); ``None`` in a seed where there is no such rate.
+    step 0 (of the step that momentum builds up to); ``None`` in a seed where there is no such rate. kernel_cos:
+    M_1/√M_2 of the kernel K_l, what cos would be for a backward pass independent of the kernel; ``None`` unless
+    ``measurement.kernel_probes`` asks for it, at step 0.
     """
 
     index: int
@@ -75,6 +40,7 @@ class LayerMeasurement(Model):
     contribution: Statistic
     gradient_norm: Statistic
     balanced_rate_drift: Statistic | None = None
+    kernel_cos: KernelCosine | None = None
 
 
 class Measurement(Model):
@@ -174,11 +140,16 @@ class Provenance(Model):
 
 
 class Report(Model):
-    """The answer to a JobRequest. ``recommendation`` is there for kind ``recommend`` only."""
+    """The answer to a JobRequest. ``recommendation`` is there for kind ``recommend`` only.
+
+    ``stability`` is that of the first measurement, at the recommended scales.
+    """
 
     kind: Kind
     recommendation: Recommendation | None = None
     measurements: tuple[Measurement, ...]
+    properties: Properties | None = None
+    stability: StabilityMeasurement | None = None
     branch_scale: BranchScale | None = None
     evidence: Evidence | None = None
     warnings: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from featurespeed.contract.agreement import check_agreement
 from featurespeed.contract.architecture import Architecture
@@ -59,6 +59,8 @@ class MeasurementSettings(Model):
 
     With ``steps`` > 0 the network is also trained, and measured every ``every`` steps. ``master_lr`` is the δt of that
     training; unless given it follows from the feature step under balanced learning rates and is 1 under explicit ones.
+    ``stability``: measure the speeds of backward passes and gradients at step 0; unless given, for ``recommend`` only.
+    ``kernel_probes``: random vectors for each layer's M_1/√M_2 at step 0, each about the cost of a training step.
     """
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=64)] = (0, 1, 2)
@@ -67,12 +69,21 @@ class MeasurementSettings(Model):
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     method: Literal["exact", "finite_difference"] = "exact"
     master_lr: Positive | None = None
+    stability: bool | None = None
+    kernel_probes: Annotated[int, Field(ge=0, le=1000)] = 0
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} names a seed twice")
         return self
+
+    @field_validator("kernel_probes")
+    @classmethod
+    def _error_needs_two(cls, probes: int) -> int:
+        if probes == 1:
+            raise ValueError("one probe has no error bar; ask for 0, or for 2 and more")
+        return probes
 
 
 Std = Annotated[float, Field(ge=0, le=1e6)]
@@ -113,6 +124,12 @@ class JobRequest(Model):
     def rule(self) -> Rule:
         """The scaling rule: the one asked for, else the kind's default."""
         return self.scaling.rule or ("fsc" if self.kind == "recommend" else "pytorch_default")
+
+    @property
+    def measures_stability(self) -> bool:
+        """Whether the stability at initialization is measured: as asked, else the kind's default."""
+        asked = self.measurement.stability
+        return self.kind == "recommend" if asked is None else asked
 
     @property
     def contributions(self) -> dict[str, float]:
