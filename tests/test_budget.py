@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from featurespeed.budget import GIB, Budget, check_budget, memory_bytes, parameter_count
+from featurespeed.budget import GIB, Budget, check_budget, memory_bytes, parameter_count, stability_examples
 from featurespeed.contract import Architecture, SpecError, parse_request
 from featurespeed_workers.architectures import build
 from tests.architectures.cases import CASES, case_id
@@ -83,6 +83,25 @@ def test_the_budget_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+STABLE = {"measurement": {"seeds": [0], "stability": True}}
+
+
+def test_second_derivatives_take_fewer_examples_rather_than_more_memory() -> None:
+    architecture = {**LANGUAGE, "layers": 6, "width": 384, "heads": 12, "context_length": 512}
+    document = spec(architecture, **STABLE)
+    document["data"] = {**document["data"], "batch_size": 64}
+    asked = parse_request(document)
+    without = parse_request({**document, "measurement": {"seeds": [0]}})
+    assert 0 < stability_examples(asked) < 64
+    assert stability_examples(without) == 0
+    assert memory_bytes(without) <= memory_bytes(asked) <= max(memory_bytes(without), 2 * GIB + 2**28)
+    whole = parse_request(spec(MLP, **STABLE))
+    assert stability_examples(whole) == whole.data.batch_size
+    document = spec({**architecture, "context_length": 32_768}, **STABLE)
+    long = parse_request({**document, "data": {"kind": "tokens", "batch_size": 1}})
+    assert stability_examples(long) == 0
+
+
 MEASURE = """
 import json, sys
 from benchmarks.memory import peak_bytes
@@ -106,8 +125,9 @@ print(peak_bytes() - before)
         ({**MLP, "family": "resnet", "width": 400, "depth": 40, "norm": "layernorm"}, {}, 1024),
         ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, {}, 16),
         ({**LANGUAGE, "context_length": 1024}, {}, 2),  # attention matrices
+        ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, STABLE, 16),
     ],
-    ids=["parameters", "recommend", "activations", "resnet", "transformer", "attention"],
+    ids=["parameters", "recommend", "activations", "resnet", "transformer", "attention", "second derivatives"],
 )
 def test_the_estimate_is_within_a_factor_of_three_of_the_peak(
     architecture: dict[str, Any], changes: dict[str, Any], batch_size: int

@@ -22,6 +22,13 @@ ATTENTION_MATRICES = 4
 """Matrices of scores, (batch, heads, positions, positions), alive at once: weights, tangents of scores and weights, and
 one on the way. Only one layer's are: the backward pass uses a kernel that does not keep them."""
 
+SECOND_DERIVATIVE = 4
+"""What second derivatives keep of the activations inside of a block, as a multiple of what a measurement does."""
+SECOND_DERIVATIVE_ATTENTION = 8
+"""Matrices of scores that they keep of every layer."""
+SECOND_DERIVATIVE_BYTES = 2 * GIB
+"""Second derivatives are taken of fewer examples at a time, rather than take more than this or than a measurement."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -105,11 +112,22 @@ def estimate_memory(request: JobRequest) -> Memory:
     size = DTYPE_BYTES[request.measurement.dtype]
     # parameters, gradients, directions, and one more while the next ones are made
     copies = 4 + _moments(request.optimizer)
+    first = request.data.batch_size * _activations(request.architecture) * size
+    second = stability_examples(request) * _stability_activations(request.architecture) * size
     return Memory(
         parameters=parameter_count(request.architecture) * copies * size,
-        activations=request.data.batch_size * _activations(request.architecture) * size,
+        activations=max(first, second),
         data=_data_bytes(request),
     )
+
+
+def stability_examples(request: JobRequest) -> int:
+    """How many examples of a batch second derivatives are taken of at once; 0 if not asked for, or without room."""
+    if not request.measures_stability:
+        return 0
+    size, batch = DTYPE_BYTES[request.measurement.dtype], request.data.batch_size
+    allowed = max(batch * _activations(request.architecture) * size, SECOND_DERIVATIVE_BYTES)
+    return min(batch, allowed // (_stability_activations(request.architecture) * size))
 
 
 def memory_bytes(request: JobRequest) -> int:
@@ -136,6 +154,14 @@ def _activations(a: Architecture) -> int:
     stream = positions * ((a.layers + 1) * 3 * m + a.layers * inside)
     logits = 5 * a.head_dim * (positions if a.output_dim is None else 1)
     return stream + ATTENTION_MATRICES * a.heads * positions**2 + logits
+
+
+def _stability_activations(a: Architecture) -> int:
+    """Numbers that one example keeps alive in a double backward pass."""
+    scores = a.heads * a.sequence_length**2 if isinstance(a, Transformer) else 0
+    rest = _activations(a) - ATTENTION_MATRICES * scores
+    layers = a.layers if isinstance(a, Transformer) else 0
+    return SECOND_DERIVATIVE * rest + SECOND_DERIVATIVE_ATTENTION * layers * scores
 
 
 def _data_bytes(request: JobRequest) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -59,7 +59,7 @@ def stability(
         return None
     device = next(iter(parameters.values())).device
     with same_randomness(device) as rewind:
-        captured = capture(setting.network, parameters, batch, setting.loss_function)
+        captured = replace(capture(setting.network, parameters, batch, setting.loss_function), recording=())
         velocity, unit = _velocity(setting, parameters, captured, measured.all_rates)
         changes = _Changes(captured)
         for start, part in _parts(batch, examples):

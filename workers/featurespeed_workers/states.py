@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from featurespeed.budget import stability_examples
 from featurespeed.contract import JobRequest
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.data import Source
@@ -38,7 +39,7 @@ class Judgement:
     settles: bool = True
     """Whether the optimizer is fresh, and its momentum still to build up; else its present update is measured."""
     examples: int | None = None
-    """How many examples of a batch the second derivatives may take at once."""
+    """How many examples of a batch the second derivatives may take at once (``None``: all)."""
 
 
 def seed_state(
@@ -73,6 +74,8 @@ def _stability(
 ) -> tuple[Stability | None, Warnings]:
     if not how.stability:
         return None, ()
+    if how.examples == 0:
+        return None, ("stability is not measured: there is no memory for the second derivatives of one example",)
     try:
         return stability(setting, parameters, batch, measured, examples=how.examples), ()
     except (RuntimeError, MeasurementError) as error:  # no second derivative, or no memory for it
@@ -147,7 +150,8 @@ def _after_first_step(
 
 def _judgement(request: JobRequest, begun: Start, master_lr: float | None) -> Judgement:
     balance = Balance.requested(request, begun.setting.network)
-    return Judgement(master_lr, request.scaling.feature_step, balance, request.measures_stability)
+    stable, examples = request.measures_stability, stability_examples(request)
+    return Judgement(master_lr, request.scaling.feature_step, balance, stable, examples=examples)
 
 
 def _kernels(
