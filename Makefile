@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types unit bench paper clean
+.PHONY: help install demo serve test lint types unit bench paper quality clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -17,6 +17,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# without its dependencies: it asks for torchvision and pandas, which the parts that we compare with never import
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mup
 	@touch $@
 
 demo: install  ## start the service, ask it for examples/transformer.yaml, print the answer, stop
@@ -43,6 +45,9 @@ bench: install  ## speed and memory, as ratios from one run; appends to benchmar
 
 paper: install  ## the paper's figures, through the engine, into docs/paper/
 	$(BIN)/python -m benchmarks.paper
+
+quality: install  ## our rates against a sweep and others: QUALITY=--quick for minutes; else hours, resumable
+	$(BIN)/python -m benchmarks.quality $(QUALITY)
 
 clean:  ## remove the virtual environment and what the demo made
 	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache
