@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from benchmarks.quality import figures_of_merit, report, results, runs, sweep
 from benchmarks.quality.contenders import CONTENDERS, OURS, SWEEP
 from benchmarks.quality.drawing import draw

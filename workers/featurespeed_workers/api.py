@@ -25,7 +25,8 @@ from featurespeed.contract import (
     SignSgd,
 )
 from featurespeed.contract.base import Model as ContractModel
-from featurespeed.defaults import FEATURE_STEP, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
+from featurespeed.defaults import LARGEST_DECAY, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
+from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
 from featurespeed_workers.losses import LossFunction, loss_function
@@ -87,7 +88,7 @@ def measure(
         found = measure_state(setting, _parameters(network), batch, rates)
         fresh = isinstance(optimizer, str | ContractModel)
         cells.append(measured_cell(setting, seed, batch, found, rates, stability=stability, fresh=fresh))
-    return assemble("measure", cells, feature_step=1.0, spec_sha256=None, wall_seconds=time.perf_counter() - began)
+    return assemble("measure", cells, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
 
 def recommend(
@@ -99,7 +100,7 @@ def recommend(
     blocks: Blocks | None = None,
     branches: Mapping[str, Sequence[str]] | None = None,
     relative_sensitivity: float = RELATIVE_SENSITIVITY,
-    feature_step: float = FEATURE_STEP,
+    feature_step: float | None = None,
     contributions: Mapping[str, float] | None = None,
     granularity: Granularity = "block",
     refine: Refine | int | None = None,
@@ -117,7 +118,7 @@ def recommend(
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
     a name or a contract optimizer.
     """
-    _check(method, granularity, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step)
+    _check(method, granularity, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step or 1.0)
     probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:
@@ -131,20 +132,21 @@ def recommend(
             _parameters(network),
             chosen,
             relative_sensitivity=relative_sensitivity,
-            feature_step=feature_step,
+            feature_step=feature_step or default_feature_step(_main_optimizer(setting)),
+            largest_decay=LARGEST_DECAY if loss == "mse" and feature_step is None else None,
             contributions=weights,
             granularity=granularity,
         )
         fresh = replace(setting, state=lambda name: {})
         balance = Balance.of(network, weights, granularity)
-        cells.append(recommended_cell(fresh, seed, chosen[0], scaling, balance, feature_step, stability=stability))
-        probing.probe(setting, _parameters(network), cells[-1], drawn[RECOMMENDATION_BATCHES:] or drawn)
+        cells.append(recommended_cell(fresh, seed, chosen[0], scaling, balance, stability=stability))
+        probing.start_from(setting, _parameters(network), cells[-1], drawn[RECOMMENDATION_BATCHES:] or drawn)
 
     def assembled(found: Sequence[Cell]) -> Report:
         wall = time.perf_counter() - began
-        return assemble("recommend", found, feature_step=feature_step, spec_sha256=None, wall_seconds=wall)
+        return assemble("recommend", found, spec_sha256=None, wall_seconds=wall)
 
-    return probing.refined(cells, feature_step, assembled)
+    return probing.refined(cells, assembled)
 
 
 def _check(method: str, granularity: str, seeds: Sequence[int], **positive: float) -> None:
@@ -159,15 +161,22 @@ def _check(method: str, granularity: str, seeds: Sequence[int], **positive: floa
 
 
 def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
-    """The weight of each group in the loss decay: as given, else the default for the optimizer."""
-    names = {setting.rule(name).name for name, p in setting.network.module.named_parameters() if p.requires_grad}
-    defaults = contribution_weights("muon" if "muon" in names else min(names, default=""))
+    """The weight of each group in the loss decay: as given, else the default."""
+    parameters = dict(setting.network.module.named_parameters())
+    hidden = setting.network.blocks[1:-1]
+    defaults = contribution_weights(sum(any(parameters[n].requires_grad for n in b.parameters) for b in hidden))
     for group, weight in given.items():
         if group not in defaults:
             raise ValueError(f"contributions: unknown group {group!r}; groups are {', '.join(defaults)}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"contributions: the weight of {group!r} must be finite and not negative, got {weight}")
     return {**defaults, **given}
+
+
+def _main_optimizer(setting: Setting) -> str:
+    """The optimizer that κ is for: ``muon`` where it has the matrices."""
+    names = {setting.rule(name).name for name, p in setting.network.module.named_parameters() if p.requires_grad}
+    return "muon" if "muon" in names else min(names, default="sgd")
 
 
 def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:

@@ -87,7 +87,6 @@ def assemble(request: JobRequest, cells: Sequence[Cell], *, wall_seconds: float)
     return seeds.assemble(
         request.kind,
         cells,
-        feature_step=request.scaling.feature_step,
         spec_sha256=request.sha256,
         wall_seconds=wall_seconds,
     )

@@ -25,6 +25,9 @@ from featurespeed_workers.training import Run, Schedule, train
 
 FIRST_STEP = 1_000_000
 """The step number of a probe's first batch: beyond those of the closed form and of any measured training."""
+PART = 4
+"""A probe is the beginning of a training so many times longer: its warm-up and a peak, but no end, where rates that are
+too high for a whole training would still look good."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run_probe_cell(
 
 
 def run_probe(probed: Probed, candidate: Candidate, steps: int, listener: Listener = ignore) -> Probe:
-    """Train with warm-up and cosine over ``steps``; a probe that diverges is stopped, which is no error.
+    """The first ``steps`` of a training of PART times as many; a probe that diverges is stopped, which is no error.
 
     The last step sees the first one's batch again: whether the loss has risen is then no matter of the batch.
     """
@@ -88,7 +91,8 @@ def run_probe(probed: Probed, candidate: Candidate, steps: int, listener: Listen
     scaling = probed.scaling
     rates = {tensor.name: tensor.rate for tensor in scaling.tensors}
     master = scaling.master_lr * candidate.factor
-    run = Run(probed.optimizer, rates, master, Schedule(steps), every=None, first_rates=scaling.first_rates)
+    schedule = Schedule(PART * steps)
+    run = Run(probed.optimizer, rates, master, schedule, every=None, steps=steps, first_rates=scaling.first_rates)
     start = rescaled(probed.parameters, scaling)
     diverged = False
     try:

@@ -43,6 +43,7 @@ class SeedScaling(Model):
     master_lr: float
     first_rates: dict[str, float]
     relative_sensitivity: float | None
+    feature_step: float | None = None
     notes: dict[str, str]
     contributions: dict[str, float] | None = None
     granularity: Granularity | None = None
@@ -73,6 +74,7 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
         master_lr=scaling.master_lr,
         first_rates=scaling.first_rates,
         relative_sensitivity=scaling.relative_sensitivity,
+        feature_step=scaling.feature_step,
         notes=scaling.notes,
         contributions=scaling.contributions,
         granularity=scaling.granularity,
@@ -90,7 +92,7 @@ def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
     return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
 
 
-def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recommendation:
+def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
     """The recommendation over all seeds: scales and rates are geometric means, as they scatter by factors."""
     master = GeometricStatistic.of([s.master_lr for s in seeds])
     rates = [GeometricStatistic.of([s.rates[i] * s.master_lr for s in seeds]) for i in range(len(seeds[0].blocks))]
@@ -98,11 +100,12 @@ def recommendation(seeds: Sequence[SeedScaling], feature_step: float) -> Recomme
     taus = [s.relative_sensitivity for s in seeds if s.relative_sensitivity is not None]
     tau = GeometricStatistic.of(taus) if taus else None
     first = {name: GeometricStatistic.of([s.first_rates[name] for s in seeds]) for name in seeds[0].first_rates}
+    feature_steps = [s.feature_step for s in seeds if s.feature_step is not None]
     return Recommendation(
         master_lr=master.mean,
         output_multiplier=1.0,
         relative_sensitivity=tau.mean if tau else None,
-        feature_step=feature_step if tau else None,
+        feature_step=GeometricStatistic.of(feature_steps).mean if feature_steps else None,
         warmup_fraction=WARMUP_FRACTION,
         master_lr_over_seeds=master,
         relative_sensitivity_over_seeds=tau,

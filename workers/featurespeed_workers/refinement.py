@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,8 +58,33 @@ class Choice:
 
 
 def candidates(refine: Refine) -> tuple[Candidate, ...]:
-    """What is tried under every seed, by rising factor."""
+    """What is tried first, by rising factor."""
     return tuple(Candidate(factor=factor) for factor in refine.factors)
+
+
+def further(refine: Refine, probes: Sequence[Probe]) -> tuple[Candidate, Candidate]:
+    """What is tried next, from the first round's probes: two factors about the best one, or two beyond an end.
+
+    Below the smallest, too, if all have diverged or no loss falls.
+    """
+    factors, tried = refine.factors, candidates(refine)
+    choice = choose(tried, probes)
+    best = factors.index(choice.best.factor if choice.best else factors[0])
+    if choice.fallback == "closed_form":
+        best = min(range(len(factors)), key=lambda i: abs(math.log(factors[i])))
+    if best == 0:
+        ratio = factors[0] / factors[1]
+    elif best == len(factors) - 1:
+        ratio = factors[-1] / factors[-2]
+    else:
+        below, above = (math.sqrt(factors[best] * other) for other in (factors[best - 1], factors[best + 1]))
+        return Candidate(factor=below), Candidate(factor=above)
+    return Candidate(factor=factors[best] * ratio), Candidate(factor=factors[best] * ratio**2)
+
+
+def in_order(tried: Iterable[Candidate]) -> list[Candidate]:
+    """By rising factor."""
+    return sorted(tried, key=lambda candidate: candidate.factor)
 
 
 def has_diverged(loss: float, first: float) -> bool:
@@ -87,7 +112,10 @@ def score(probes: Sequence[Probe]) -> float | None:
 
 
 def choose(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice:
-    """One factor for all seeds: the lowest score, refined by a parabola; a fallback where the probes do not tell."""
+    """One factor for all seeds: the lowest score, refined by a parabola; a fallback where the probes do not tell.
+
+    ``tried`` is by rising factor.
+    """
     if fallback := _fallback(tried, probes):
         return fallback
     scores = {c: s for c in tried if (s := score(_of(c, probes))) is not None}

@@ -11,7 +11,7 @@ from featurespeed.contract import Optimizer, Refine, Report
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.probes import Probed, run_probe
-from featurespeed_workers.refinement import Candidate, Probe, candidates, choose, refinement
+from featurespeed_workers.refinement import Candidate, Probe, candidates, choose, further, in_order, refinement
 from featurespeed_workers.seeds import Cell
 
 
@@ -20,20 +20,21 @@ def refined(
     tried: Sequence[Candidate],
     probes: Sequence[Probe],
     *,
-    feature_step: float,
     assemble: Callable[[Sequence[Cell]], Report],
 ) -> Report:
     """The report of the closed form's ``cells`` with every learning rate times the factor that the probes choose.
 
-    ``feature_step`` is the κ that was asked; ``probes`` of one candidate are in the seeds' order.
+    ``tried`` is by rising factor; ``probes`` of one candidate are in the seeds' order.
     """
     choice = choose(tried, probes)
     report = assemble([_times(cell, choice.factor) for cell in cells])
     assert report.recommendation is not None
+    assert report.recommendation.feature_step is not None
+    closed_form = report.recommendation.feature_step
     changed = report.recommendation.model_copy(
         update={
-            "feature_step": feature_step * choice.factor,
-            "refinement": refinement(tried, probes, choice, feature_step),
+            "feature_step": closed_form * choice.factor,
+            "refinement": refinement(tried, probes, choice, closed_form),
         }
     )
     doubts = [choice.warning] if choice.warning else []
@@ -56,10 +57,9 @@ class Probing:
     """The probes of an answer in-process, seed after seed; does nothing without ``refine``."""
 
     def __init__(self, refine: Refine | None, optimizer: Optimizer | None) -> None:
+        self._refine = refine
         self._optimizer = optimizer
-        self._tried = candidates(refine) if refine is not None else ()
-        self._steps = refine.steps if refine is not None else 0
-        self._probes: list[Probe] = []
+        self._starts: list[Probed] = []
 
     @classmethod
     def of(cls, refine: Refine | int | None, optimizer: Optimizer | None) -> Self:
@@ -72,22 +72,28 @@ class Probing:
     @property
     def batches(self) -> int:
         """How many batches the probes of a seed take."""
-        return max(0, self._steps - 1)  # the last step sees the first one's again
+        return self._refine.steps - 1 if self._refine else 0  # the last step sees the first one's again
 
-    def probe(self, setting: Setting, parameters: Parameters, cell: Cell, batches: Sequence[Batch]) -> None:
-        """Try all candidates under the seed of ``cell``, with ``batches`` over and over if they are too few."""
-        if self._optimizer is None:
+    def start_from(self, setting: Setting, parameters: Parameters, cell: Cell, batches: Sequence[Batch]) -> None:
+        """Probes are to start from ``cell``'s answer, with ``batches`` over and over if they are too few."""
+        if self._refine is None or self._optimizer is None or len(self._starts) == self._refine.seeds:
             return
         assert cell.scaling is not None
-        probed = Probed(
-            setting, parameters, cell.scaling, self._optimizer, lambda step: batches[step % len(batches)], cell.seed
+        self._starts.append(
+            Probed(
+                setting, parameters, cell.scaling, self._optimizer, lambda step: batches[step % len(batches)], cell.seed
+            )
         )
-        self._probes += [run_probe(probed, candidate, self._steps) for candidate in self._tried]
 
-    def refined(
-        self, cells: Sequence[Cell], feature_step: float, assemble: Callable[[Sequence[Cell]], Report]
-    ) -> Report:
+    def refined(self, cells: Sequence[Cell], assemble: Callable[[Sequence[Cell]], Report]) -> Report:
         """The report, as :func:`refined` makes it."""
-        if not self._tried:
+        if self._refine is None:
             return assemble(cells)
-        return refined(cells, self._tried, self._probes, feature_step=feature_step, assemble=assemble)
+        first = candidates(self._refine)
+        probes = self._probes(first, self._refine.steps)
+        second = further(self._refine, probes)
+        probes += self._probes(second, self._refine.steps)
+        return refined(cells, in_order([*first, *second]), probes, assemble=assemble)
+
+    def _probes(self, tried: Sequence[Candidate], steps: int) -> list[Probe]:
+        return [run_probe(start, candidate, steps) for candidate in tried for start in self._starts]

@@ -58,9 +58,7 @@ class Cell(Model):
     warnings: tuple[str, ...] = ()
 
 
-def assemble(
-    kind: Kind, cells: Sequence[Cell], *, feature_step: float, spec_sha256: str | None, wall_seconds: float
-) -> Report:
+def assemble(kind: Kind, cells: Sequence[Cell], *, spec_sha256: str | None, wall_seconds: float) -> Report:
     """The report over all seeds, in the order of ``cells``; scales and rates are combined by geometric mean."""
     steps = [c.step for c in cells[0].checkpoints]
     common = [s for s in steps if all(any(c.step == s for c in cell.checkpoints) for cell in cells)]
@@ -70,7 +68,7 @@ def assemble(
     first = cells[0]
     return Report(
         kind=kind,
-        recommendation=recommendation(scalings, feature_step) if scalings else None,
+        recommendation=recommendation(scalings) if scalings else None,
         measurements=(with_kernels(initial, [cell.kernels for cell in cells]), *later),
         properties=properties_of([cell.before for cell in cells], [cell.after for cell in cells]),
         stability=stability_of([cell.after or cell.before for cell in cells]),

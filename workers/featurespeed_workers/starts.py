@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featurespeed.contract import JobRequest, is_selected, lookup
-from featurespeed.defaults import RECOMMENDATION_BATCHES
+from featurespeed.defaults import LARGEST_DECAY, RECOMMENDATION_BATCHES
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import Source
 from featurespeed_workers.directions import rules_of
@@ -80,7 +80,8 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             parameters,
             [batch(step) for step in range(RECOMMENDATION_BATCHES)],
             relative_sensitivity=request.scaling.relative_sensitivity,
-            feature_step=request.scaling.feature_step,
+            feature_step=request.feature_step,
+            largest_decay=LARGEST_DECAY if request.loss == "mse" and request.scaling.feature_step is None else None,
             contributions=request.contributions,
             granularity=request.scaling.granularity,
             zero_output=request.scaling.zero_output,

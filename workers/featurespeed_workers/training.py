@@ -42,6 +42,7 @@ class Schedule:
 class Run:
     """What to train: rates η, master rate δt, how long, and how often to measure (``None``: never).
 
+    ``steps``: how much of the schedule, unless all of it.
     ``rates`` are by block name, and by parameter name for those that have their own.
     """
 
@@ -50,6 +51,7 @@ class Run:
     master_lr: float
     schedule: Schedule
     every: int | None
+    steps: int | None = None
     first_rates: dict[str, float] = field(default_factory=dict)
     """Learning rates of step 0 by block name, where they are not δt η_l times the schedule."""
 
@@ -74,8 +76,9 @@ def train(
     groups = [group for block in setting.network.blocks for group in _groups(setting, weights, block, run)]
     optimizers = make_optimizers(run.optimizer, groups)
     setting = replace(setting, state=lambda name: state_of(optimizers, weights[name]))
-    for step in range(run.schedule.steps + 1):
-        last = step == run.schedule.steps
+    steps = run.schedule.steps if run.steps is None else run.steps
+    for step in range(steps + 1):
+        last = step == steps
         now = batch(step)
         after_first = step == 1 and run.first_rates
         if run.every is not None and step and (last or step % run.every == 0 or after_first):

@@ -79,4 +79,4 @@ def _master_lr(request: JobRequest, first: StateMeasurement) -> float:
     if request.learning_rates != "balanced" or first.relative_sensitivity == 0:
         return 1.0
     steady = UpdateRule.from_contract(request.optimizer).sustained().gain
-    return request.scaling.feature_step / first.relative_sensitivity / steady
+    return request.feature_step / first.relative_sensitivity / steady

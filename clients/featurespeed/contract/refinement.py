@@ -8,16 +8,28 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from featurespeed.contract.base import Model
-from featurespeed.defaults import REFINE_FACTORS
+from featurespeed.defaults import REFINE_FACTORS, REFINE_STEPS
 
 Factor = Annotated[float, Field(ge=1 / 8, le=8)]
+SECOND_ROUND = 2
+"""Factors of the second round."""
 
 
 class Refine(Model):
-    """Train ``steps`` steps from the closed-form answer with κ times each of ``factors`` (rising), under every seed."""
+    """Train ``steps`` steps from the closed-form answer with κ times each of ``factors`` (rising).
 
-    steps: Annotated[int, Field(ge=5, le=10_000)]
+    Then with two more: beyond the best one if that is the smallest or largest, else on both sides of it. ``seeds``: how
+    many of the request's seeds do so, from the first; all if there are fewer.
+    """
+
+    steps: Annotated[int, Field(ge=5, le=10_000)] = REFINE_STEPS
     factors: Annotated[tuple[Factor, ...], Field(min_length=2, max_length=7)] = REFINE_FACTORS
+    seeds: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @property
+    def total_factors(self) -> int:
+        """How many factors are tried in both rounds."""
+        return len(self.factors) + SECOND_ROUND
 
     @model_validator(mode="after")
     def _factors_rise(self) -> Self:

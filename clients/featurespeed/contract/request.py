@@ -14,7 +14,7 @@ from featurespeed.contract.base import Model, Positive, Seed, Width
 from featurespeed.contract.data import Data
 from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.contract.refinement import Refine
-from featurespeed.defaults import FEATURE_STEP, RELATIVE_SENSITIVITY, contribution_weights
+from featurespeed.defaults import RELATIVE_SENSITIVITY, contribution_weights, feature_step
 
 Kind = Literal["measure", "recommend"]
 Rule = Literal["fsc", "ntk", "mf_mup", "mup", "pytorch_default"]
@@ -31,7 +31,7 @@ class Scaling(Model):
 
     ``contributions``: the weight of every block of a group in the loss decay. Balanced rates give each block that
     trains the part (its weight) / (sum of their weights); a block of weight 0 has rate 0. Groups that are not named
-    have their default weight (see :mod:`featurespeed.defaults`).
+    have their default weight (see :mod:`featurespeed.defaults`), as has ``feature_step``.
 
     ``granularity``: what has a rate of its own. ``block``; ``tensor``: each parameter tensor, those of a block having
     equal parts of its contribution; ``group``: the first block, the last, and all others together, which also share
@@ -47,7 +47,7 @@ class Scaling(Model):
     rule: Rule | None = None
     granularity: Granularity = "block"
     relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
-    feature_step: Annotated[float, Field(ge=1e-4, le=1000)] = FEATURE_STEP
+    feature_step: Annotated[float, Field(ge=1e-4, le=1000)] | None = None
     contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
     refine: Refine | None = None
     base_width: Width | None = None
@@ -117,8 +117,8 @@ class JobRequest(Model):
     @property
     def cells_total(self) -> int:
         """Into how many cells, the pieces computed at once, a job is cut: one a seed, and one a probe."""
-        probes = len(self.scaling.refine.factors) if self.scaling.refine is not None else 0
-        return len(self.measurement.seeds) * (1 + probes)
+        seeds, refine = len(self.measurement.seeds), self.scaling.refine
+        return seeds + (refine.total_factors * min(refine.seeds, seeds) if refine is not None else 0)
 
     @property
     def rule(self) -> Rule:
@@ -133,9 +133,16 @@ class JobRequest(Model):
 
     @property
     def contributions(self) -> dict[str, float]:
-        """The weight of each group in the loss decay: as asked, else the default for the optimizer."""
+        """The weight of each group in the loss decay: as asked, else the default."""
         given = self.scaling.contributions or {}
-        return contribution_weights(self.optimizer.name) | {str(group): weight for group, weight in given.items()}
+        names = self.architecture.block_names
+        hidden = sum(group_of(n) == "hidden" and not is_selected(n, self.frozen) for n in names)
+        return contribution_weights(hidden) | {str(group): weight for group, weight in given.items()}
+
+    @property
+    def feature_step(self) -> float:
+        """κ: as asked, else the default for the optimizer."""
+        return self.scaling.feature_step or feature_step(self.optimizer.name)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from featurespeed.contract import Granularity
-from featurespeed.defaults import CONTRIBUTIONS, FEATURE_STEP, RELATIVE_SENSITIVITY
 from featurespeed_workers.balance import Balance, Slope, Slopes
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
@@ -27,9 +26,10 @@ def fsc(
     parameters: Parameters,
     batches: Sequence[Batch],
     *,
-    relative_sensitivity: float = RELATIVE_SENSITIVITY,
-    feature_step: float = FEATURE_STEP,
-    contributions: Mapping[str, float] = CONTRIBUTIONS,
+    relative_sensitivity: float,
+    feature_step: float,
+    contributions: Mapping[str, float],
+    largest_decay: float | None = None,
     granularity: Granularity = "block",
     zero_output: bool = False,
     tell: Tell = lambda fraction, message: None,
@@ -37,6 +37,7 @@ def fsc(
     """Scale every block: SP by forward rescaling, FL by the output scale, BC and LD by Eq. 8, then δt = κ/τ.
 
     ``contributions`` are the weights by group of the blocks' contributions to the loss decay; equal ones are Eq. 8.
+    ``largest_decay``: the part of the loss beyond which no steady step may go, to first order; κ is then smaller.
     ``granularity`` says what has a rate of its own; under ``group`` hidden blocks share their scales too.
     With ``zero_output`` the output matrices start at 0 and the rate of the first step has the part of their scale.
     The direction is the one that ``setting``'s optimizer settles to (see UpdateRule.sustained), from a fresh state.
@@ -63,12 +64,16 @@ def fsc(
     warnings = [*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])]
     if shared and shared.kinds > 1:
         warnings.append(f"hidden blocks are of {shared.kinds} shapes: each shape has its own std, all have one rate")
+    tau = relative_sensitivity if reached else trial.relative_sensitivity
+    if largest_decay is not None:
+        feature_step = min(feature_step, largest_decay * trial.loss * tau)
     return BlockScaling(
         parameters=head.start(trial.scale),
         first_rates=head.first_rates(trial.scale),
         rates=balance.rates(trial.slopes),
-        master_lr=feature_step / (relative_sensitivity if reached else trial.relative_sensitivity),
+        master_lr=feature_step / tau,
         relative_sensitivity=trial.relative_sensitivity,
+        feature_step=feature_step,
         contributions=dict(contributions),
         granularity=granularity,
         notes=_notes(forward, balance, trial.slopes) | head.notes(trial.scale),
@@ -88,7 +93,8 @@ def _try(setting: Setting, states: Sequence[State], scale: float, balance: Balan
     if tau == 0:
         raise MeasurementError("no-feature-motion", "the last hidden feature does not move: no block before it trains")
     each = [slopes for _, slopes in found]
-    return Trial(scale, tau, {name: Slope.mean([slopes[name] for slopes in each]) for name in each[0]})
+    loss = statistics.fmean(m.loss for m, _ in found)
+    return Trial(scale, tau, {name: Slope.mean([slopes[name] for slopes in each]) for name in each[0]}, loss)
 
 
 def _notes(forward: Forwarded, balance: Balance, slopes: Slopes) -> dict[str, str]:

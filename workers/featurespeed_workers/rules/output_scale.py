@@ -23,11 +23,12 @@ search would find a second, useless solution."""
 
 @dataclass(frozen=True)
 class Trial:
-    """One output scale and what was measured there: τ, and what balanced rates are made of."""
+    """One output scale and what was measured there: τ, what balanced rates are made of, and the loss."""
 
     scale: float
     relative_sensitivity: float
     slopes: Slopes
+    loss: float
 
 
 @dataclass(frozen=True)

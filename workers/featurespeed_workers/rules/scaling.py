@@ -15,14 +15,15 @@ class BlockScaling:
 
     ``rates`` are the learning rates η_l by block name, the master learning rate δt left out; under ``granularity``
     ``tensor`` also by parameter name, and a parameter's own wins.
-    ``relative_sensitivity`` is the τ that was reached, ``contributions`` are the weights by group that were asked for
-    (``None`` for a rule that knows neither).
+    ``relative_sensitivity`` is the τ that was reached, ``feature_step`` the κ behind ``master_lr``,
+    ``contributions`` are the weights by group that were asked for (``None`` for a rule that knows none of them).
     """
 
     parameters: dict[str, Tensor]
     rates: dict[str, float]
     master_lr: float
     relative_sensitivity: float | None
+    feature_step: float | None = None
     contributions: dict[str, float] | None = None
     granularity: Granularity | None = None
     notes: dict[str, str] = field(default_factory=dict)
