@@ -18,8 +18,8 @@ def path_of(cell: Cell, contender: str) -> Path:
 
 
 def question(cell: Cell) -> str:
-    """Digest of everything that a result depends on beside the contender: request and number of steps."""
-    return hashlib.sha256(f"{cell.request.sha256} {cell.steps}".encode()).hexdigest()[:16]
+    """Digest of everything that a result depends on beside the contender: specification and number of steps."""
+    return hashlib.sha256(json.dumps([cell.spec, cell.steps], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load(cell: Cell, contender: str) -> dict[str, Any] | None:

@@ -67,10 +67,10 @@ class Cell:
     steps: int = STEPS
 
     @property
-    def request(self) -> JobRequest:
+    def spec(self) -> dict[str, Any]:
         """What a user would ask."""
         task, architecture = NETS[self.net]
-        spec: dict[str, Any] = {
+        return {
             "kind": "recommend",
             "architecture": architecture,
             "data": _data(task),
@@ -78,7 +78,11 @@ class Cell:
             "optimizer": OPTIMIZERS[self.optimizer],
             "measurement": {"seeds": list(RECOMMENDATION_SEEDS)},
         }
-        return parse_request(spec)
+
+    @property
+    def request(self) -> JobRequest:
+        """The same, with all defaults."""
+        return parse_request(self.spec)
 
     @property
     def dataset(self) -> str | None:
