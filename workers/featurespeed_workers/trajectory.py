@@ -61,7 +61,7 @@ def _trajectory(request: JobRequest, begun: Start, record: Record) -> Iterator[t
     master = scaling.master_lr if request.kind == "recommend" else _master_lr(request, first)
     steps = settings.steps or 1  # an output that starts at zero shows its balance after one step
     schedule = Schedule(steps, constant=request.kind == "measure")
-    run = Run(request.optimizer, first.all_rates, master, schedule, settings.every, scaling.first_rates)
+    run = Run(request.optimizer, first.all_rates, master, schedule, settings.every, first_rates=scaling.first_rates)
     yield from train(begun.setting, scaling.parameters, begun.batch, run, record)
 
 

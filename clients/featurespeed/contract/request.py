@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from featurespeed.contract.agreement import check_agreement
 from featurespeed.contract.architecture import Architecture
 from featurespeed.contract.base import Model, Positive, Seed, Width
+from featurespeed.contract.blocks import group_of, is_selected
 from featurespeed.contract.data import Data
 from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.contract.refinement import Refine
