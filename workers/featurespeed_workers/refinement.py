@@ -31,7 +31,8 @@ class Candidate(Model):
 class Probe(Model):
     """One run of ``steps`` steps under one seed. ``first`` and ``last`` are the losses of one batch, before and after.
 
-    ``first`` is ``None`` if it was not finite; ``last`` and ``mean_log_loss`` are for a probe that has diverged.
+    ``late_log_loss`` is the mean log-loss of the last fifth of the steps. ``first`` is ``None`` if it was not finite;
+    ``last`` and both log-losses are for a probe that has diverged.
     """
 
     candidate: Candidate
@@ -40,6 +41,7 @@ class Probe(Model):
     first: float | None
     last: float | None
     mean_log_loss: float | None
+    late_log_loss: float | None
 
     @property
     def diverged(self) -> bool:
@@ -94,21 +96,30 @@ def has_diverged(loss: float, first: float) -> bool:
 
 def result(candidate: Candidate, seed: int, losses: Sequence[float], *, diverged: bool) -> Probe:
     """What the losses of a probe say, each before its step. The last step has the first step's batch."""
+    logs = [math.log(max(loss, LOSS_FLOOR)) for loss in losses]
     return Probe(
         candidate=candidate,
         seed=seed,
         steps=len(losses),
         first=losses[0] if losses else None,
         last=None if diverged else losses[-1],
-        mean_log_loss=None if diverged else statistics.fmean(math.log(max(loss, LOSS_FLOOR)) for loss in losses),
+        mean_log_loss=None if diverged else statistics.fmean(logs),
+        late_log_loss=None if diverged else statistics.fmean(logs[-math.ceil(len(logs) / 5) :]),
     )
 
 
 def score(probes: Sequence[Probe]) -> float | None:
-    """Mean over seeds of one candidate's mean log-loss, to be low; ``None`` if any seed diverged."""
-    logs = [probe.mean_log_loss for probe in probes]
-    known = [log for log in logs if log is not None]
-    return statistics.fmean(known) if len(known) == len(logs) else None
+    """Mean over seeds of a candidate's log-loss over the probe and over its last fifth, half each; to be low.
+
+    ``None`` if any seed diverged. The whole probe alone is for rates that are fast at first, its end alone is noisy: see
+    docs/quality.md.
+    """
+    known = [
+        (p.mean_log_loss + p.late_log_loss) / 2
+        for p in probes
+        if p.mean_log_loss is not None and p.late_log_loss is not None
+    ]
+    return statistics.fmean(known) if len(known) == len(probes) else None
 
 
 def choose(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice:
@@ -179,6 +190,7 @@ def refinement(tried: Sequence[Candidate], probes: Sequence[Probe], choice: Choi
                 feature_step=feature_step * candidate.factor,
                 score=score(own),
                 mean_log_loss=tuple(probe.mean_log_loss for probe in own),
+                late_log_loss=tuple(probe.late_log_loss for probe in own),
                 steps=tuple(probe.steps for probe in own),
                 diverged=tuple(probe.diverged for probe in own),
                 chosen=candidate == choice.best,

@@ -40,7 +40,7 @@ def refined(
     doubts = [choice.warning] if choice.warning else []
     if choice.factor != 1 and any(m.step > 1 for m in report.measurements):  # step 1 has its own rate at a zero output
         doubts.append(
-            f"measurements and losses along training are at κ {closed_form:g}, the closed form's, not at the refined one"
+            f"measurements and losses along training are at the closed form's κ {closed_form:g}, not the refined one"
         )
     return report.model_copy(update={"recommendation": changed, "warnings": (*report.warnings, *doubts)})
 

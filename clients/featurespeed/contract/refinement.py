@@ -39,9 +39,10 @@ class Refine(Model):
 
 
 class ProbeResult(Model):
-    """What one factor gave. ``mean_log_loss``, ``steps`` (done) and ``diverged`` have one entry a seed.
+    """What one factor gave. ``mean_log_loss``, ``late_log_loss`` (over the last fifth of the steps), ``steps`` (done) and
+    ``diverged`` have one entry a seed.
 
-    ``score`` is the mean of ``mean_log_loss``; ``None`` if a seed diverged, as is that seed's mean log-loss.
+    ``score`` is the mean over seeds of the two log-losses, half each; ``None`` if a seed diverged, as are its log-losses.
     ``chosen``: the lowest score.
     """
 
@@ -49,6 +50,7 @@ class ProbeResult(Model):
     feature_step: float
     score: float | None
     mean_log_loss: tuple[float | None, ...]
+    late_log_loss: tuple[float | None, ...]
     steps: tuple[int, ...]
     diverged: tuple[bool, ...]
     chosen: bool
