@@ -132,7 +132,7 @@ def recommend(
             _parameters(network),
             chosen,
             relative_sensitivity=relative_sensitivity,
-            feature_step=feature_step or default_feature_step(_main_optimizer(setting)),
+            feature_step=feature_step or default_feature_step(setting.main_optimizer),
             largest_decay=LARGEST_DECAY if loss == "mse" and feature_step is None else None,
             contributions=weights,
             granularity=granularity,
@@ -171,12 +171,6 @@ def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
         if not 0 <= weight < math.inf:
             raise ValueError(f"contributions: the weight of {group!r} must be finite and not negative, got {weight}")
     return {**defaults, **given}
-
-
-def _main_optimizer(setting: Setting) -> str:
-    """The optimizer that κ is for: ``muon`` where it has the matrices."""
-    names = {setting.rule(name).name for name, p in setting.network.module.named_parameters() if p.requires_grad}
-    return "muon" if "muon" in names else min(names, default="sgd")
 
 
 def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:

@@ -80,6 +80,12 @@ class Setting:
     state: StateOf = field(default=lambda name: {})
     method: Method = "exact"
 
+    @property
+    def main_optimizer(self) -> str:
+        """The name of the optimizer that κ is for: ``muon`` where it has the hidden matrices."""
+        names = {self.rule(name).name for name, p in self.network.module.named_parameters() if p.requires_grad}
+        return "muon" if "muon" in names else min(names, default="sgd")
+
 
 Rates = Mapping[str, float] | Literal["balanced"] | Balance
 """η by block name, and by parameter name where one has its own; or such that contributions are equal (Eq. 8) or as a

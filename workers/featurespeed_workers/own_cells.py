@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from featurespeed.defaults import FEATURE_STEP
+from featurespeed.defaults import feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.network import Network
@@ -26,7 +26,8 @@ def measured_cell(
     """The cell of a measurement at ``rates``; ``fresh`` says that the optimizer's momentum is still to build up."""
     network, balanced = setting.network, not isinstance(rates, Mapping)
     balance = rates if isinstance(rates, Balance) else Balance.even(network)
-    how = Judgement(None if balanced else 1.0, FEATURE_STEP, balance, stability, settles=fresh)
+    wanted = feature_step(setting.main_optimizer)
+    how = Judgement(None if balanced else 1.0, wanted, balance, stability, settles=fresh)
     state, doubts = seed_state(setting, _parameters(network), batch, found, how)
     return _cell(network, seed, found, before=state, warnings=doubts)
 
@@ -37,7 +38,6 @@ def recommended_cell(
     batch: Batch,
     scaling: BlockScaling,
     balance: Balance,
-    feature_step: float,
     *,
     stability: bool,
 ) -> Cell:
@@ -47,8 +47,9 @@ def recommended_cell(
     """
     network, own = setting.network, _parameters(setting.network)
     rates = dict.fromkeys((block.name for block in network.blocks), 1.0)
+    assert scaling.feature_step is not None
     default, how = (
-        Judgement(lr, feature_step, balance, stability) for lr in (PYTORCH_LEARNING_RATE, scaling.master_lr)
+        Judgement(lr, scaling.feature_step, balance, stability) for lr in (PYTORCH_LEARNING_RATE, scaling.master_lr)
     )
     before, doubts = measured_state(setting, own, batch, rates, default)
     found = measure_state(setting, scaling.parameters, batch, scaling.rates)

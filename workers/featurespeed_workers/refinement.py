@@ -111,8 +111,8 @@ def result(candidate: Candidate, seed: int, losses: Sequence[float], *, diverged
 def score(probes: Sequence[Probe]) -> float | None:
     """Mean over seeds of a candidate's log-loss over the probe and over its last fifth, half each; to be low.
 
-    ``None`` if any seed diverged. The whole probe alone is for rates that are fast at first, its end alone is noisy: see
-    docs/quality.md.
+    ``None`` if any seed diverged. The whole probe alone is for rates that are fast at first, its end alone is noisy
+    (docs/quality.md).
     """
     known = [
         (p.mean_log_loss + p.late_log_loss) / 2

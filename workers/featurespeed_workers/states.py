@@ -150,8 +150,9 @@ def _after_first_step(
 
 def _judgement(request: JobRequest, begun: Start, master_lr: float | None) -> Judgement:
     balance = Balance.requested(request, begun.setting.network)
+    wanted = begun.scaling.feature_step or request.feature_step  # under mse the rule may have taken less
     stable, examples = request.measures_stability, stability_examples(request)
-    return Judgement(master_lr, request.scaling.feature_step, balance, stable, examples=examples)
+    return Judgement(master_lr, wanted, balance, stable, examples=examples)
 
 
 def _kernels(

@@ -39,10 +39,10 @@ class Refine(Model):
 
 
 class ProbeResult(Model):
-    """What one factor gave. ``mean_log_loss``, ``late_log_loss`` (over the last fifth of the steps), ``steps`` (done) and
-    ``diverged`` have one entry a seed.
+    """What one factor gave. ``mean_log_loss``, ``late_log_loss`` (over the last fifth of the steps), ``steps`` (done)
+    and ``diverged`` have one entry a seed.
 
-    ``score`` is the mean over seeds of the two log-losses, half each; ``None`` if a seed diverged, as are its log-losses.
+    ``score`` is the mean over seeds of the two log-losses, half each; ``None`` if a seed diverged, as are its own.
     ``chosen``: the lowest score.
     """
 
