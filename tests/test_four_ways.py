@@ -40,7 +40,16 @@ SPECS: dict[str, dict[str, Any]] = {
         "data": {"kind": "digits", "batch_size": 32},
         "loss": "cross_entropy",
         "optimizer": {"name": "sgd", "momentum": 0.9},
-        "scaling": {"refine": {"steps": 20}},
+        "scaling": {"refine": {"steps": 20, "seeds": 2}},
+        "measurement": {"seeds": list(SEEDS)},
+    },
+    "refine under mse, one seed": {
+        "kind": "recommend",
+        "architecture": {"family": "mlp", "input_dim": 64, "width": 32, "depth": 4, "output_dim": 10},
+        "data": {"kind": "digits", "batch_size": 32},
+        "loss": "mse",
+        "optimizer": {"name": "adamw"},
+        "scaling": {"refine": {"steps": 10}},
         "measurement": {"seeds": list(SEEDS)},
     },
     "measure": {
@@ -131,7 +140,8 @@ def test_the_same_numbers_whichever_way(case: str, address: str, tmp_path: Path)
     }
     expected = numbers(over_http)
     assert len(expected["measurements"][0]["layers"]) == len(parse_request(spec).architecture.block_names)
-    assert (expected["recommendation"] or {}).get("refinement") is not None or case != "refine"
+    if case.startswith("refine"):
+        assert len(expected["recommendation"]["refinement"]["probes"]) == 5
     for way, report in reports.items():
         found = numbers(report)
         if spec["kind"] == "recommend" and way == "Python":  # before is the given model

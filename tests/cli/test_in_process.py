@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from featurespeed.contract import Report
+from featurespeed.contract import ProbeResult, Report
 from tests.cli.command import ENVIRONMENT, refused, run, start
 from tests.client.reports import SPEC_WITHOUT_KIND
 
@@ -55,14 +56,26 @@ def test_refined_by_probes(spec: Path, tmp_path: Path) -> None:
     done = run("recommend", tmp_path / "given.json", "--refine", "7", "--out", tmp_path / "report.json")
     assert done.returncode == 0
     advice = Report.model_validate_json((tmp_path / "report.json").read_text()).recommendation
-    assert [probe.factor for probe in advice.refinement.probes] == [0.25, 0.5]  # the factors of the file are kept
-    assert advice.refinement.probes[0].steps == (7,)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert [row[:2] for row in rows if row[:2] in (["0.25", "0.25"], ["0.5", "0.5"])] == [["0.25"] * 2, ["0.5"] * 2]
-    cost = f"2 factors, {advice.refinement.total_steps} steps in all"
-    assert f"{advice.feature_step:.4g} by probes ({cost}); 1 asked" in done.stdout
+    probes = advice.refinement.probes
+    assert {0.25, 0.5} < {probe.factor for probe in probes}  # the factors of the file are kept
+    assert [probe.steps for probe in probes] == [(7,)] * 4
+    text = done.stdout.splitlines()
+    [top] = [number for number, line in enumerate(text) if line.split()[:2] == ["probe", "κ"]]
+    rows = [line.split() for line in text[top:] if line.strip()][2:6]  # below the titles and a rule
+    for row, probe in zip(rows, probes, strict=True):
+        numbers = (probe.feature_step, probe.factor, probe.score, None, *probe.mean_log_loss, *probe.late_log_loss, 7)
+        assert row == ["–" if x is None else f"{x:.4g}" for x in numbers] + ["lowest"] * probe.chosen
+    asked = f"{advice.refinement.asked_feature_step:.4g} without"
+    assert f"{advice.feature_step:.4g} by probes (4 factors, 28 steps in all); {asked}" in done.stdout
     assert "probe 2 seed 0: κ × 0.5" in done.stderr
+    assert f"probe 4 seed 0: κ × {_second_round(probes):g}" in done.stderr
     assert "scaling.refine.steps" in refused(run("recommend", spec, "--refine", "2"))
+
+
+def _second_round(probes: Sequence[ProbeResult]) -> float:
+    """The last factor that is tried after ¼ and ½."""
+    scores = {probe.factor: probe.score for probe in probes}
+    return 1 / 16 if scores[0.25] < scores[0.5] else 2.0
 
 
 def test_dataset_beside_the_specification(tmp_path: Path) -> None:
@@ -109,6 +122,20 @@ def test_ctrl_c(spec: Path) -> None:
     stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "interrupted"
+
+
+def test_ctrl_c_in_code_that_is_made_from_a_string(spec: Path, tmp_path: Path) -> None:
+    """As dataclasses make theirs while torch is imported: CPython takes it for an interrupt that nobody caught."""
+    (tmp_path / "interrupted.py").write_text("""
+import featurespeed.cli.app
+featurespeed.cli.app.answer = lambda kind, question: exec("raise KeyboardInterrupt")
+featurespeed.cli.main()
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted", "measure", spec],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_report_for_two_optimizers_says_so(spec: Path) -> None:

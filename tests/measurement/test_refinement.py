@@ -1,42 +1,45 @@
-"""Which factor the probes choose: known numbers; and what a probe is: torch's own training from the closed form."""
+"""Which factors the probes try and choose: known numbers; what is asked, and the cells that it takes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
 
-from featurespeed.contract import Refine, Report, SpecError, parse_request
-from featurespeed_workers import recommend, stages
-from featurespeed_workers.balance import rate_of
-from featurespeed_workers.cells import run_cell
-from featurespeed_workers.data import load
-from featurespeed_workers.listening import ignore
-from featurespeed_workers.local import answer
-from featurespeed_workers.probes import FIRST_STEP, rescaled, run_probe_cell
+from featurespeed.contract import Refine, SpecError, parse_request
+from featurespeed_workers import stages
 from featurespeed_workers.refinement import (
     LOSS_FLOOR,
     Candidate,
+    Choice,
     Probe,
     candidates,
     choose,
+    further,
     has_diverged,
+    in_order,
     lowest_point,
     result,
+    score,
 )
-from featurespeed_workers.starts import start, unscaled
-from featurespeed_workers.training import Schedule
+from tests.measurement.refining import spec
 
 FACTORS = (0.25, 1.0, 2.0)
 TRIED = candidates(Refine(steps=5, factors=FACTORS))
-CPU = torch.device("cpu")
 
 
-def probe(factor: float, mean: float | None, *, seed: int = 0, first: float = 2.0, last: float = 1.0) -> Probe:
+def probe(
+    factor: float,
+    mean: float | None,
+    *,
+    late: float | None = None,
+    seed: int = 0,
+    first: float = 2.0,
+    last: float = 1.0,
+) -> Probe:
+    """One whose last fifth is like all of it, unless ``late`` is given."""
     return Probe(
         candidate=Candidate(factor=factor),
         seed=seed,
@@ -44,15 +47,32 @@ def probe(factor: float, mean: float | None, *, seed: int = 0, first: float = 2.
         first=first,
         last=last if mean is not None else None,
         mean_log_loss=mean,
+        late_log_loss=mean if late is None else late,
     )
 
 
 def test_the_losses_of_a_probe() -> None:
-    found = result(TRIED[0], 3, [2.0, 8.0, 0.0], diverged=False)
-    assert (found.steps, found.first, found.last, found.diverged) == (3, 2.0, 0.0, False)
-    assert found.mean_log_loss == pytest.approx((math.log(16) + math.log(LOSS_FLOOR)) / 3)
+    losses = [math.exp(-n) for n in range(11)]
+    found = result(TRIED[0], 3, losses, diverged=False)
+    assert (found.steps, found.first, found.last, found.diverged) == (11, 1.0, losses[-1], False)
+    log_floor = math.log(LOSS_FLOOR)  # of the last step, exp(-10)
+    assert found.mean_log_loss == pytest.approx((-45 + log_floor) / 11)
+    assert found.late_log_loss == pytest.approx((-8 - 9 + log_floor) / 3)  # a fifth, rounded up
     stopped = result(TRIED[0], 3, [2.0, 80.0], diverged=True)
-    assert (stopped.steps, stopped.mean_log_loss, stopped.last, stopped.diverged) == (2, None, None, True)
+    assert (stopped.steps, stopped.last, stopped.diverged) == (2, None, True)
+    assert (stopped.mean_log_loss, stopped.late_log_loss) == (None, None)
+
+
+def test_the_score_is_half_of_the_whole_and_half_of_the_end() -> None:
+    assert score([probe(1, -1.0, late=-4.0)]) == -2.5
+    assert score([probe(1, -1.0, late=-4.0), probe(1, -2.0, late=0.0, seed=1)]) == -1.75
+    assert score([probe(1, -1.0, late=-4.0), probe(1, None, seed=1)]) is None
+
+
+def test_a_rate_that_is_fast_at_first_loses_to_one_that_ends_lower() -> None:
+    fast = [probe(0.25, -2.0, late=-2.2), probe(1, -1.8, late=-3.0), probe(2, -2.3, late=-2.3)]
+    assert choose(TRIED, fast).best == Candidate(factor=1)
+    assert choose(TRIED, [p.model_copy(update={"late_log_loss": -2.0}) for p in fast]).best == Candidate(factor=2)
 
 
 def test_when_a_run_is_stopped() -> None:
@@ -84,7 +104,8 @@ def test_one_factor_for_all_seeds_and_a_divergent_seed_disqualifies() -> None:
     probes = [probe(f, m, seed=s) for s, row in means.items() for f, m in zip(FACTORS, row, strict=True)]
     chosen = choose(TRIED, probes)
     assert chosen.factor == 1.0  # a neighbour is missing: no parabola
-    probes = [p.model_copy(update={"mean_log_loss": -9.0, "last": 1.0}) if p.diverged else p for p in probes]
+    finished = {"mean_log_loss": -9.0, "late_log_loss": -9.0, "last": 1.0}
+    probes = [p.model_copy(update=finished) if p.diverged else p for p in probes]
     assert choose(TRIED, probes).factor == 2.0
 
 
@@ -92,11 +113,14 @@ def test_equal_scores_prefer_the_closed_form() -> None:
     assert choose(TRIED, [probe(f, -1.0) for f in FACTORS]).factor == 1.0
 
 
+DIVERGED = {"mean_log_loss": None, "late_log_loss": None, "last": None}
+
+
 @pytest.mark.parametrize(
     ("change", "fallback", "factor", "why"),
     [
-        ({"mean_log_loss": None, "last": None}, "smallest_factor", 0.25, "every probe diverged"),
-        ({"mean_log_loss": None, "last": None, "first": None}, "smallest_factor", 0.25, "every probe diverged"),
+        (DIVERGED, "smallest_factor", 0.25, "every probe diverged"),
+        ({**DIVERGED, "first": None}, "smallest_factor", 0.25, "every probe diverged"),
         ({"last": 2.5}, "smallest_factor", 0.25, "the loss rises in every probe"),
         ({"first": 1e-5, "last": 1e-6}, "closed_form", 1.0, "at its floor"),
         ({"last": 2.0}, "closed_form", 1.0, "changes in no probe"),
@@ -108,159 +132,113 @@ def test_where_probes_do_not_tell(change: dict[str, Any], fallback: str, factor:
     assert why in chosen.warning
 
 
-MLP = {"family": "mlp", "input_dim": 64, "width": 32, "depth": 3, "output_dim": 10, "bias": True}
+@pytest.mark.parametrize(
+    ("factors", "means", "expected"),
+    [
+        ((0.5, 1, 2), (0, -1, 0), (0.5**0.5, 2**0.5)),  # the middle: on both sides of it
+        ((0.5, 1, 2), (-1, 0, 1), (0.25, 0.125)),  # an end: beyond it, at the spacing there
+        ((0.5, 1, 2), (1, 0, -1), (4, 8)),
+        ((0.25, 1, 2), (0, -1, 0), (0.5, 2**0.5)),
+        ((0.25, 1, 2), (-1, 0, 1), (1 / 16, 1 / 64)),
+        ((0.25, 1, 2), (1, 0, -1), (4, 8)),
+        ((1, 2), (-1, 0), (0.5, 0.25)),
+        ((1, 2), (0, -1), (4, 8)),
+        ((0.5, 1, 2), (0, -1, None), (0.5**0.5, 2**0.5)),
+        ((0.5, 1, 2), (-1, None, None), (0.25, 0.125)),
+        ((0.5, 1, 2), (None, None, None), (0.25, 0.125)),
+        ((1, 2), (None, None), (0.5, 0.25)),
+    ],
+)
+def test_what_is_tried_next(
+    factors: tuple[float, ...], means: tuple[float | None, ...], expected: tuple[float, float]
+) -> None:
+    found = further(Refine(factors=factors), [probe(f, m) for f, m in zip(factors, means, strict=True)])
+    assert [c.factor for c in found] == pytest.approx(expected)
 
 
-def spec(refine: dict[str, Any] | None = None, **scaling: Any) -> dict[str, Any]:
-    return {
-        "kind": "recommend",
-        "architecture": MLP,
-        "data": {"kind": "digits", "batch_size": 64},
-        "loss": "cross_entropy",
-        "optimizer": {"name": "sgd", "momentum": 0.9},
-        "scaling": {**scaling, **({"refine": refine} if refine else {})},
-        "measurement": {"seeds": [0, 3], "dtype": "float64"},
-    }
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"last": 2.5}, (0.25, 0.125)),  # it rises: smaller ones
+        ({"first": 1e-5, "last": 1e-6}, (0.5**0.5, 2**0.5)),  # at its floor: about the closed form
+        ({"last": 2.0}, (0.5**0.5, 2**0.5)),  # unchanged: likewise
+    ],
+)
+def test_what_is_tried_next_where_probes_do_not_tell(change: dict[str, Any], expected: tuple[float, float]) -> None:
+    probes = [probe(f, -f).model_copy(update=change) for f in (0.5, 1.0, 2.0)]  # 2 has the lowest score
+    assert [c.factor for c in further(Refine(factors=(0.5, 1, 2)), probes)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("granularity", ["block", "tensor"])
-def test_a_probe_is_torch_s_own_training_from_the_closed_form(granularity: str) -> None:
-    """Against a loop by hand on the module, whose weights are those that the closed form itself found."""
-    steps, factor = 12, 2.0
-    request = parse_request(spec({"steps": steps}, granularity=granularity))
-    cell = run_cell(request, 3)
-    found = run_probe_cell(request, Candidate(factor=factor), cell)
-
-    source = load(request, dataset=None, dtype=torch.float64, device=CPU)
-    begun = start(request, 3, source, CPU, ignore)
-    module = begun.setting.network.module
-    module.load_state_dict(begun.scaling.parameters)
-    groups = [
-        {"params": [p], "lr": cell.scaling.master_lr * factor * rate_of(begun.scaling.rates, name.split(".")[0], name)}
-        for name, p in module.named_parameters()
-    ]
-    assert len({group["lr"] for group in groups}) == {"block": 3, "tensor": 6}[granularity]
-    optimizer = torch.optim.SGD(groups, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps).factor)
-    losses = []
-    for step in range(steps):
-        inputs, labels = source.batch(3, FIRST_STEP + step % (steps - 1))
-        loss = F.cross_entropy(module(inputs), labels)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    assert found.mean_log_loss == pytest.approx(sum(map(math.log, losses)) / steps, rel=1e-6)
-    assert (found.first, found.last) == pytest.approx((losses[0], losses[-1]), rel=1e-6)
+def test_all_seeds_of_the_first_round_decide_what_is_tried_next() -> None:
+    rows = {0: (0.0, -1.0, -1.5), 1: (0.0, -3.0, -0.5)}
+    probes = [probe(f, m, seed=s) for s, row in rows.items() for f, m in zip((0.5, 1.0, 2.0), row, strict=True)]
+    refine = Refine(factors=(0.5, 1, 2), seeds=2)
+    assert further(refine, probes)[1].factor == pytest.approx(2**0.5)
+    assert further(refine, probes[:3])[1].factor == 8
 
 
-def test_the_closed_form_s_weights_come_back_from_its_numbers() -> None:
-    request = parse_request(spec({"steps": 5}))
-    begun = start(request, 0, load(request, dataset=None, dtype=torch.float64, device=CPU), CPU, ignore)
-    base = dict(unscaled(request, 0, CPU).network.module.named_parameters())
-    again = rescaled(base, run_cell(request, 0).scaling)
-    changed = 0
-    for name, expected in begun.scaling.parameters.items():
-        torch.testing.assert_close(again[name], expected, rtol=1e-12, atol=0)
-        changed += not torch.equal(base[name], expected)
-    assert changed == 3  # the matrices; biases are 0
+def two_rounds(refine: Refine, means: Callable[[float], float]) -> tuple[Sequence[float], Choice]:
+    first = candidates(refine)
+    probes = [probe(c.factor, means(c.factor)) for c in first]
+    second = further(refine, probes)
+    tried = in_order([*first, *second])
+    return [c.factor for c in tried], choose(tried, [*probes, *(probe(c.factor, means(c.factor)) for c in second)])
 
 
-def numbers(report: Report) -> list[float]:
-    advice = report.recommendation
-    return [
-        *(x for block in advice.blocks for x in (block.init_std, block.lr, *block.lr_over_seeds.values)),
-        *(x for parameter in advice.parameters for x in (parameter.init_std, parameter.lr)),
-        advice.master_lr, *advice.master_lr_over_seeds.values, advice.feature_step, advice.relative_sensitivity,
-    ]  # fmt: skip
+@pytest.mark.parametrize("lowest", [0.2, 0.3, 0.6, 1.0, 1.2, 1.6, 3.0, 5.0])
+def test_two_rounds_find_the_lowest_point_of_a_parabola(lowest: float) -> None:
+    """Up to a factor of 5 away from the closed form, in five probes."""
+    tried, chosen = two_rounds(Refine(), lambda f: 0.7 * math.log(f / lowest) ** 2 - 3)
+    assert len(tried) == 5
+    assert tried == sorted(tried)
+    assert chosen.factor == pytest.approx(lowest)
 
 
-@pytest.mark.parametrize("granularity", ["block", "tensor", "group"])
-def test_the_refined_answer_is_the_closed_form_at_the_refined_feature_step(granularity: str) -> None:
-    asked = {"feature_step": 0.8, "granularity": granularity}
-    refined = answer(parse_request(spec({"steps": 20, "factors": [0.125, 0.25, 8.0]}, **asked)))
-    found = refined.recommendation.refinement
-    assert found.asked_feature_step == 0.8
-    assert refined.recommendation.feature_step == 0.8 * found.factor
-    assert [p.factor for p in found.probes] == [0.125, 0.25, 8.0]
-    assert found.total_steps == sum(sum(p.steps) for p in found.probes)
-    assert sum(p.chosen for p in found.probes) == 1
-    direct = answer(parse_request(spec(**{**asked, "feature_step": 0.8 * found.factor})))
-    assert direct.recommendation.refinement is None
-    assert numbers(refined) == pytest.approx(numbers(direct), rel=1e-12)
-    assert refined.measurements == direct.measurements
+def test_beyond_the_second_round_the_last_factor_is_taken() -> None:
+    tried, chosen = two_rounds(Refine(), lambda f: -math.log(f))
+    assert tried == [0.5, 1, 2, 4, 8]
+    assert (chosen.factor, chosen.warning) == (8, None)
 
 
-def test_probes_of_a_network_whose_branch_scale_was_searched_for() -> None:
-    """They train the network with the β that was found."""
-    resnet = {"family": "resnet", "input_dim": 64, "width": 16, "depth": 4, "output_dim": 10}
-    document = spec({"steps": 6})
-    searched = answer(parse_request(document | {"architecture": {**resnet, "branch_scale": {"target_angle": 1.13}}}))
-    beta = searched.branch_scale.beta
-    given = answer(parse_request(document | {"architecture": {**resnet, "branch_scale": beta}}))
-    assert beta != 1
-    assert searched.recommendation.refinement == given.recommendation.refinement
-
-
-def test_probes_that_diverge_are_data() -> None:
-    report = answer(parse_request(spec({"steps": 30, "factors": [4.0, 8.0]}, feature_step=500.0)))
-    found = report.recommendation.refinement
-    assert [p.diverged for p in found.probes] == [(True, True)] * 2
-    assert all(steps < 30 for p in found.probes for steps in p.steps)
-    assert (found.fallback, found.factor) == ("smallest_factor", 4.0)
-    assert [p.score for p in found.probes] == [None, None]
-    assert any("every probe diverged" in warning for warning in report.warnings)
-
-
-def test_training_that_is_measured_is_said_to_be_before_refinement() -> None:
-    document = spec({"steps": 5, "factors": [0.25, 0.5]})
-    document["measurement"] |= {"steps": 2, "every": 2}
-    report = answer(parse_request(document))
-    assert [m.step for m in report.measurements] == [0, 2]
-    assert any("along training are at κ 1 as asked" in warning for warning in report.warnings)
+@pytest.mark.parametrize(
+    ("refine", "total"),
+    [(None, 3), ({}, 8), ({"seeds": 2}, 13), ({"seeds": 64}, 18), ({"factors": [1, 2], "seeds": 3}, 15)],
+)
+def test_how_many_cells_there_are(refine: dict[str, Any] | None, total: int) -> None:
+    document = spec()
+    document["measurement"]["seeds"] = [0, 3, 7]
+    document["scaling"]["refine"] = refine
+    request = parse_request(document)
+    assert len(stages.plan(request)) == request.cells_total == total
 
 
 def test_cells_come_when_their_inputs_are_done() -> None:
+    """Probes when their seed's closed form is, those of the second round when all of the first are."""
     request = parse_request(spec({"steps": 5, "factors": [1, 2]}))
     assert stages.next_cells(request, ()) == ["seed 0", "seed 3"]
-    assert stages.next_cells(request, ["seed 3"]) == ["seed 0", "probe 1 seed 3", "probe 2 seed 3"]
-    assert stages.inputs_of(request, "probe 2 seed 3") == ("seed 3",)
-    assert len(stages.plan(request)) == request.cells_total == 6
+    assert stages.next_cells(request, ["seed 3"]) == ["seed 0"]  # only the first seed has probes
+    done = ["seed 0"]
+    assert stages.next_cells(request, done) == ["seed 3", "probe 1 seed 0", "probe 2 seed 0"]
+    done += ["probe 2 seed 0", "seed 3"]
+    assert stages.next_cells(request, done) == ["probe 1 seed 0"]
+    done += ["probe 1 seed 0"]
+    assert stages.next_cells(request, done) == ["probe 3 seed 0", "probe 4 seed 0"]
+    assert stages.inputs_of(request, "probe 2 seed 0") == ("seed 0",)
+    assert stages.inputs_of(request, "probe 3 seed 0") == ("seed 0", "probe 1 seed 0", "probe 2 seed 0")
     assert stages.next_cells(request, stages.plan(request)) == []
 
 
-def own_batches(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [(x, x[:, :2] * 3) for x in torch.randn(6, 16, 8, generator=generator)]
-
-
-def own_model(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 2))
-
-
-def test_a_module_of_one_s_own_is_refined_and_left_as_it_was() -> None:
-    module, before = own_model(0), own_model(0).state_dict()
-    state = torch.get_rng_state()
-    reports = [recommend(module, own_batches(0), loss="mse", refine=Refine(steps=9, factors=(0.5, 2))) for _ in "ab"]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    first, second = (report.recommendation for report in reports)
-    assert first == second
-    assert [p.steps for p in first.refinement.probes] == [(9,), (9,)]
-    plain = recommend(module, own_batches(0), loss="mse").recommendation
-    assert [b.lr / c.lr for b, c in zip(first.blocks, plain.blocks, strict=True)] == pytest.approx(
-        [first.refinement.factor] * 2
-    )
-
-
-def test_what_refine_cannot_do_with_own_modules() -> None:
-    module = own_model(0)
-    with pytest.raises(ValueError, match="refine: Input should be greater than or equal to 5, got 2"):
-        recommend(module, own_batches(0), loss="mse", refine=2)
-    with pytest.raises(ValueError, match="refine: needs the optimizer by its name"):
-        recommend(module, own_batches(0), loss="mse", refine=9, optimizer=torch.optim.SGD(module.parameters()))
+def test_the_second_round_waits_for_the_first_one_of_all_seeds() -> None:
+    request = parse_request(spec({"steps": 5, "factors": [1, 2], "seeds": 2}))
+    first = ["probe 1 seed 0", "probe 1 seed 3", "probe 2 seed 0", "probe 2 seed 3"]
+    assert stages.next_cells(request, ["seed 3"]) == ["seed 0", "probe 1 seed 3", "probe 2 seed 3"]
+    done = ["seed 0", "seed 3"]
+    for key in first:
+        assert stages.next_cells(request, done) == first[first.index(key) :]
+        done.append(key)
+    second = ["probe 3 seed 0", "probe 3 seed 3", "probe 4 seed 0", "probe 4 seed 3"]
+    assert stages.next_cells(request, done) == second
+    assert stages.inputs_of(request, "probe 4 seed 3") == ("seed 3", *first)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +252,9 @@ def test_what_refine_cannot_do_with_own_modules() -> None:
         ({"steps": 5, "factors": [0.1, 1]}, {}, "scaling.refine.factors.0", "greater than or equal to 0.125"),
         ({"steps": 5, "factors": [2, 1]}, {}, "scaling.refine.factors", "must rise"),
         ({"steps": 5, "factors": [1, 1]}, {}, "scaling.refine.factors", "must rise"),
+        ({"steps": 5, "factors": [1, 1.009]}, {}, "scaling.refine.factors", "by at least 1 %"),
+        ({"seeds": 0}, {}, "scaling.refine.seeds", "greater than or equal to 1"),
+        ({"seeds": 65}, {}, "scaling.refine.seeds", "less than or equal to 64"),
         ({"steps": 5}, {"kind": "measure"}, "scaling.refine", "not 'measure' with 'pytorch_default'"),
         ({"steps": 5}, {"rule": "ntk"}, "scaling.refine", "not 'recommend' with 'ntk'"),
     ],

@@ -74,25 +74,29 @@ def test_a_job_survives_kill_9_of_the_dispatcher(mortal):
 
 
 def test_probes_that_are_finished_survive_kill_9_of_the_dispatcher(mortal):
-    """The real engine, whose probes wait for the closed form of their seed; killed in the middle of the probes."""
+    """The real engine, whose probes wait for the closed form of their seed, the second round's for the first's too.
+
+    Killed in the middle of the probes: those that are stored decide what is tried next.
+    """
     mortal.wait_ready()
-    options = {"kind": "recommend", "seeds": (0, 1), "scaling": {"refine": {"steps": 600, "factors": [0.25, 0.5]}}}
+    refine = {"steps": 400, "factors": [0.25, 0.5], "seeds": 2}
+    options = {"kind": "recommend", "seeds": (0, 1), "scaling": {"refine": refine}}
     asked = request(**options)
     job_id = mortal.submit(**options)
-    assert mortal.job(job_id)["progress"]["cells_total"] == asked.cells_total == 6
+    assert mortal.job(job_id)["progress"]["cells_total"] == asked.cells_total == 10
     wait_until(lambda: mortal.job(job_id)["progress"]["cells_done"] >= 3, 60, "the first probe")
     mortal.dispatcher().kill()
     kept = mortal.stored_cells(job_id)
     assert {"seed 0", "seed 1"} < kept < set(stages.plan(asked))
     job = mortal.wait(job_id)
-    assert (job["status"], job["attempt"], job["progress"]["cells_done"]) == ("succeeded", 2, 6), job["error"]
+    assert (job["status"], job["attempt"], job["progress"]["cells_done"]) == ("succeeded", 2, 10), job["error"]
     computed = mortal.computed_cells(asked)
     assert set(computed) == set(stages.plan(asked))
     assert all(computed.count(key) == 1 for key in kept)
     there = Report.model_validate_json(json.dumps(mortal.result(job_id)))
     here = local.answer(asked, threads=1)
     assert there.model_dump(exclude={"provenance"}) == here.model_dump(exclude={"provenance"})
-    assert here.recommendation.refinement.total_steps == 2400
+    assert here.recommendation.refinement.total_steps == 3200
 
 
 def test_a_job_survives_kill_9_of_the_raylet(mortal):

@@ -159,7 +159,7 @@ def _fallback(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice | N
 
 
 def _closed_form(why: str) -> Choice:
-    return Choice(1.0, None, "closed_form", f"refine: {why}; the feature step is the one that was asked, not refined")
+    return Choice(1.0, None, "closed_form", f"refine: {why}; the feature step is the closed form's, not refined")
 
 
 def _smallest(factor: float, why: str) -> Choice:
@@ -178,7 +178,7 @@ def lowest_point(a: tuple[float, float], b: tuple[float, float], c: tuple[float,
 
 
 def refinement(tried: Sequence[Candidate], probes: Sequence[Probe], choice: Choice, feature_step: float) -> Refinement:
-    """The part of the report; ``feature_step`` is the κ that was asked, ``probes`` of one candidate in seeds' order."""
+    """The part of the report; ``feature_step`` is the closed form's κ, ``probes`` of one candidate in seeds' order."""
     return Refinement(
         factor=choice.factor,
         asked_feature_step=feature_step,

@@ -71,12 +71,12 @@ class Probing:
 
     @property
     def batches(self) -> int:
-        """How many batches the probes of a seed take."""
-        return self._refine.steps - 1 if self._refine else 0  # the last step sees the first one's again
+        """How many batches the next seed's probes take: none once enough seeds have theirs."""
+        return self._refine.steps - 1 if self._wanted else 0  # the last step sees the first one's again
 
     def start_from(self, setting: Setting, parameters: Parameters, cell: Cell, batches: Sequence[Batch]) -> None:
         """Probes are to start from ``cell``'s answer, with ``batches`` over and over if they are too few."""
-        if self._refine is None or self._optimizer is None or len(self._starts) == self._refine.seeds:
+        if not self._wanted or self._optimizer is None:
             return
         assert cell.scaling is not None
         self._starts.append(
@@ -84,6 +84,10 @@ class Probing:
                 setting, parameters, cell.scaling, self._optimizer, lambda step: batches[step % len(batches)], cell.seed
             )
         )
+
+    @property
+    def _wanted(self) -> bool:
+        return self._refine is not None and len(self._starts) < self._refine.seeds
 
     def refined(self, cells: Sequence[Cell], assemble: Callable[[Sequence[Cell]], Report]) -> Report:
         """The report, as :func:`refined` makes it."""

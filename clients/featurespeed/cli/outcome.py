@@ -35,6 +35,11 @@ def report(error: BaseException) -> int:
     if os.environ.get(DEBUG) == "1":
         traceback.print_exception(error)
     print(f"error: {' '.join(message.split())}" if status != INTERRUPTED else message, file=sys.stderr)
+    if status == INTERRUPTED:
+        # If Ctrl-C fell into code that was compiled from a string, as dataclasses are while torch is imported, CPython
+        # has noted an unhandled interrupt, caught or not, and ``python -m`` dies of SIGINT whatever the status. The
+        # note is cleared by the next such code.
+        exec("")
     return status
 
 

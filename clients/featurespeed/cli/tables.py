@@ -137,16 +137,20 @@ def rate_drift(measured: Measurement) -> tuple[str, str]:
 
 
 def probes_table(refinement: Refinement) -> Table:
-    """One row a factor: how its probes went; the mean log-loss chooses, and is to be low."""
-    table = _table("probe κ", "factor", "mean log-loss", "± seeds", "steps", "note")
+    """One row a factor: how its probes went; the score chooses, the mean of the two log-losses, and is to be low."""
+    table = _table("probe κ", "factor", "score", "± seeds", "log-loss: whole", "last fifth", "steps", "note")
     for probe in refinement.probes:
-        losses = Statistic.of(probe.mean_log_loss)
+        whole, late = Statistic.of(probe.mean_log_loss), Statistic.of(probe.late_log_loss)
+        both = zip(whole.values, late.values, strict=True)
+        scores = Statistic.of([(a + b) / 2 for a, b in both if a is not None and b is not None])
         diverged = f"diverged ({sum(probe.diverged)} of {len(probe.diverged)} seeds)" if any(probe.diverged) else ""
         table.add_row(
             number(probe.feature_step),
             number(probe.factor),
             number(probe.score),
-            number(losses.sd) if len(losses.values) > 1 else "–",
+            number(scores.sd) if len(scores.values) > 1 else "–",
+            number(whole.mean),
+            number(late.mean),
             str(sum(probe.steps)),
             "lowest" if probe.chosen else diverged,
         )
@@ -214,7 +218,7 @@ def _feature_step(advice: Recommendation) -> str:
     if (found := advice.refinement) is None:
         return f"{number(advice.feature_step)} asked"
     cost = f"{len(found.probes)} factors, {found.total_steps} steps in all"
-    return f"{number(advice.feature_step)} by probes ({cost}); {number(found.asked_feature_step)} asked"
+    return f"{number(advice.feature_step)} by probes ({cost}); {number(found.asked_feature_step)} without"
 
 
 def number(value: float | None) -> str:

@@ -13,6 +13,8 @@ from featurespeed.defaults import REFINE_FACTORS, REFINE_STEPS
 Factor = Annotated[float, Field(ge=1 / 8, le=8)]
 SECOND_ROUND = 2
 """Factors of the second round."""
+SMALLEST_RATIO = 1.01
+"""Of a factor to the one before: nearer ones train alike, and leave no room for the second round's between them."""
 
 
 class Refine(Model):
@@ -33,8 +35,8 @@ class Refine(Model):
 
     @model_validator(mode="after")
     def _factors_rise(self) -> Self:
-        if any(a >= b for a, b in pairwise(self.factors)):
-            raise ValueError(f"factors: must rise, each larger than the one before, not {list(self.factors)}")
+        if any(b < SMALLEST_RATIO * a for a, b in pairwise(self.factors)):
+            raise ValueError(f"factors: must rise, each by at least 1 % over the one before, not {list(self.factors)}")
         return self
 
 
@@ -57,7 +59,9 @@ class ProbeResult(Model):
 
 
 class Refinement(Model):
-    """How κ was refined: ``factor`` times the κ that was asked, between the probed ones by interpolation.
+    """How κ was refined: ``factor`` times ``asked_feature_step``, between the probed ones by interpolation.
+
+    ``asked_feature_step`` is the closed form's κ: the one that was asked, unless the rule took less (mean over seeds).
 
     ``fallback`` says what was taken where the probes do not tell: the closed form (factor 1) or the smallest factor; a
     warning says why. ``total_steps`` is the cost: training steps over all probes.
