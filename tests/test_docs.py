@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from featurespeed.contract import LayerMeasurement, Measurement, Recommendation
+from featurespeed.contract import LayerMeasurement, Measurement, ProbeResult, Recommendation, Refinement
 from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
 from featurespeed_service.datasets import dataset_path
 from featurespeed_service.settings import PREFIX, Settings
@@ -178,6 +178,13 @@ def test_every_quantity_is_explained() -> None:
     stable = (set(LayerStability.model_fields) | set(StabilityMeasurement.model_fields)) - {"index", "name", "layers"}
     judged = set(StateProperties.model_fields)
     assert measured | recommended | stable | judged | {"loss_decay", "formula_residual"} <= explained
+
+
+def test_every_field_of_a_refinement_is_explained() -> None:
+    [row] = re.findall(r"^\| `refinement` \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    fields = set(Refinement.model_fields) | set(ProbeResult.model_fields)
+    assert "late_log_loss" in fields
+    assert fields <= set(re.findall(r"`(\w+)`", row))
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/science.md"])

@@ -72,11 +72,11 @@ class Probing:
     @property
     def batches(self) -> int:
         """How many batches the next seed's probes take: none once enough seeds have theirs."""
-        return self._refine.steps - 1 if self._wanted else 0  # the last step sees the first one's again
+        return self._open.steps - 1 if self._open else 0  # the last step sees the first one's again
 
     def start_from(self, setting: Setting, parameters: Parameters, cell: Cell, batches: Sequence[Batch]) -> None:
         """Probes are to start from ``cell``'s answer, with ``batches`` over and over if they are too few."""
-        if not self._wanted or self._optimizer is None:
+        if self._open is None or self._optimizer is None:
             return
         assert cell.scaling is not None
         self._starts.append(
@@ -86,8 +86,9 @@ class Probing:
         )
 
     @property
-    def _wanted(self) -> bool:
-        return self._refine is not None and len(self._starts) < self._refine.seeds
+    def _open(self) -> Refine | None:
+        """What is asked of the next seed; ``None`` if enough seeds have their probes."""
+        return self._refine if self._refine and len(self._starts) < self._refine.seeds else None
 
     def refined(self, cells: Sequence[Cell], assemble: Callable[[Sequence[Cell]], Report]) -> Report:
         """The report, as :func:`refined` makes it."""

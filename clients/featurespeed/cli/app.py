@@ -38,7 +38,9 @@ StepsOption = Annotated[
 ]
 RefineOption = Annotated[
     int | None,
-    typer.Option("--refine", metavar="N", help="Refine the rates by training probes of N steps (scaling.refine)."),
+    typer.Option(
+        "--refine", metavar="N", help="Refine the rates by training probes of N steps, such as 50 (scaling.refine)."
+    ),
 ]
 
 
@@ -61,7 +63,7 @@ RECOMMEND_EXAMPLES = """Examples:
 
   featurespeed recommend transformer.yaml --json > report.json
 
-  featurespeed recommend transformer.yaml --refine 100
+  featurespeed recommend transformer.yaml --refine 50
 
   featurespeed recommend - --server http://localhost:8000 < spec.json"""
 
