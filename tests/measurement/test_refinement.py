@@ -103,7 +103,7 @@ def test_one_factor_for_all_seeds_and_a_divergent_seed_disqualifies() -> None:
     means = {0: (-1.0, -2.0, None), 1: (-1.0, -2.0, -9.0), 2: (-1.0, -1.1, -9.0)}
     probes = [probe(f, m, seed=s) for s, row in means.items() for f, m in zip(FACTORS, row, strict=True)]
     chosen = choose(TRIED, probes)
-    assert chosen.factor == 1.0  # a neighbour is missing: no parabola
+    assert chosen.best == Candidate(factor=1.0)
     finished = {"mean_log_loss": -9.0, "late_log_loss": -9.0, "last": 1.0}
     probes = [p.model_copy(update=finished) if p.diverged else p for p in probes]
     assert choose(TRIED, probes).factor == 2.0
