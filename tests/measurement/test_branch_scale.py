@@ -11,6 +11,7 @@ import torch
 from benchmarks.paper import mean_field
 
 from featurespeed.contract import parse_request
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 from featurespeed_workers.cells import assemble, run_cell
 from featurespeed_workers.data import load
 from featurespeed_workers.errors import MeasurementError
@@ -143,7 +144,7 @@ def test_a_recommendation_says_which_beta_it_is_for() -> None:
     notes = {block.name: block.note for block in report.recommendation.blocks}
     assert notes["hidden_2"] == notes["hidden_5"] == f"branch scale β = {report.branch_scale.beta:g}"
     assert notes["input"] is notes["output"] is None
-    assert report.recommendation.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert report.recommendation.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
 
 
 def test_an_angle_out_of_reach_is_refused_with_those_in_reach() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featurespeed import defaults
 from featurespeed.contract import Recommendation, parse_request
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 from featurespeed_workers import MeasurementError, measure, recommend
 from featurespeed_workers.local import answer
 
@@ -57,10 +58,9 @@ def test_every_block_contributes_what_was_asked() -> None:
     report.apply(net)
     assert list(decays(net, advice)) == pytest.approx(SHARES, rel=1e-9)
     assert advice.contributions == WEIGHTS
-    assert advice.relative_sensitivity == pytest.approx(0.25, rel=0.02)
-    assert advice.master_lr == 4.0
+    assert advice.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
     # the target of τ is met with these weights, hence by another output scale than with equal ones
-    even = recommend(model(), batches(), optimizer="sgd").recommendation
+    even = recommend(model(), batches(), optimizer="sgd", contributions=dict.fromkeys(WEIGHTS, 1.0)).recommendation
     assert advice.blocks[-1].init_std > 1.1 * even.blocks[-1].init_std
     assert [b.init_std for b in advice.blocks[:-1]] == pytest.approx([b.init_std for b in even.blocks[:-1]], rel=1e-9)
 
@@ -92,14 +92,37 @@ def test_weight_zero_is_rate_zero_and_frozen_blocks_count_for_nothing() -> None:
     assert list(decays(net, report.recommendation)) == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0], rel=1e-9)
 
 
-def test_defaults_may_differ_by_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "CONTRIBUTIONS_BY_OPTIMIZER", {"adam": {"output": 0.5, "input": 3.0}})
-    for optimizer, expected in (("adam", WEIGHTS), ("sgd", dict.fromkeys(WEIGHTS, 1.0))):
-        spec = {**SPEC, "kind": "recommend", "optimizer": {"name": optimizer}}
-        assert answer(parse_request(spec)).recommendation.contributions == expected
-        assert recommend(model(), batches(), optimizer=optimizer).recommendation.contributions == expected
-    given = parse_request({**SPEC, "kind": "recommend", "scaling": {"contributions": {"input": 1.0}}})
-    assert given.contributions == {**WEIGHTS, "input": 1.0}
+def defaults(hidden: int) -> dict[str, float]:
+    """Input : all ``hidden`` blocks together : output = 1 : √n : 1."""
+    return {"input": 1.0, "hidden": math.sqrt(hidden) / hidden if hidden else 1.0, "output": 1.0}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("frozen", [(), (2,), (1, 3), (0,), (1, 2, 3)], ids=str)
+def test_by_default_the_groups_contribute_as_1_to_root_n_to_1(frozen: tuple[int, ...], optimizer: str) -> None:
+    """n counts the hidden blocks that train; seen from outside, and the same by a specification."""
+    n = 3 - len({1, 2, 3} & set(frozen))
+    names = ["input", "hidden_2", "hidden_3", "hidden_4", "output"]
+    spec = {**SPEC, "kind": "recommend", "optimizer": {"name": optimizer}, "frozen": [names[i] for i in frozen]}
+    assert answer(parse_request(spec)).recommendation.contributions == pytest.approx(defaults(n))
+    net = model()
+    for i in frozen:
+        net[i].requires_grad_(False)
+    report = recommend(net, batches(), optimizer=optimizer)
+    advice = report.recommendation
+    assert advice.contributions == pytest.approx(defaults(n))
+    if optimizer == "sgd":
+        net.requires_grad_(True)
+        report.apply(net)
+        parts = [0.0 if i in frozen else 1 / math.sqrt(n) if 0 < i < 4 else 1.0 for i in range(5)]
+        assert list(decays(net, advice)) == pytest.approx([part / sum(parts) for part in parts], rel=1e-9)
+
+
+def test_a_group_that_is_not_named_has_its_default_weight() -> None:
+    given = {**SPEC, "kind": "recommend", "scaling": {"contributions": {"input": 3.0}}, "frozen": ["hidden_2"]}
+    assert parse_request(given).contributions == pytest.approx({**defaults(2), "input": 3.0})
+    asked = recommend(model(), batches(), contributions={"hidden": 3.0}).recommendation
+    assert asked.contributions == {**defaults(3), "hidden": 3.0}
 
 
 MISUSE = {

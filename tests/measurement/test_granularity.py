@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featurespeed.contract import Report, parse_request
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 from featurespeed_workers import measure, recommend
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import load
@@ -54,7 +55,7 @@ def test_by_tensor_the_tensors_of_a_block_share_its_contribution_equally() -> No
         assert decay == pytest.approx(shares[name[0]] / 2, rel=1e-9), name  # weight and bias
     advice = report.recommendation
     assert advice.granularity == "tensor"
-    assert advice.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert advice.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
     for block in advice.blocks:
         weight, bias = (p.lr for p in advice.parameters if p.block == block.name)
         assert block.lr == pytest.approx(2 / (1 / weight + 1 / bias), rel=1e-9)
@@ -136,7 +137,7 @@ def test_by_group_there_are_six_numbers(architecture: dict[str, Any]) -> None:
             by_place.setdefault(p.name.split(".", 1)[1], set()).add((p.init_std, p.lr))
     assert all(len(found) == 1 for found in by_place.values())
     assert len({std for found in by_place.values() for std, _ in found if std}) == (4 if architecture is VIT else 1)
-    assert advice.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert advice.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
     contributions = [layer.contribution.mean for layer in report.measurements[0].layers]
     assert max(contributions[1:-1]) > 1.05 * min(contributions[1:-1])  # equal together, not one by one
 

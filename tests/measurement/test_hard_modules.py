@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from featurespeed.contract import parse_request
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 from featurespeed_workers import MeasurementError, measure, recommend
 from featurespeed_workers.local import answer
 from featurespeed_workers.losses import cross_entropy
@@ -213,7 +214,7 @@ def test_weight_decay_that_outweighs_small_gradients_only_moves_the_start_of_the
     }  # fmt: skip
     report = answer(parse_request(spec))
     assert report.warnings == ()
-    assert report.recommendation.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert report.recommendation.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
 
 
 def test_decoupled_weight_decay_and_subclasses() -> None:

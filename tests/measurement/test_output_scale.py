@@ -15,7 +15,7 @@ def search(tau, target: float):
 
     def try_scale(scale: float) -> Trial:
         tried.append(scale)
-        return Trial(scale, tau(scale), {})
+        return Trial(scale, tau(scale), {}, loss=1.0)
 
     return find_output_scale(try_scale, target, lambda round_: None), tried
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from featurespeed.defaults import FEATURE_STEPS
 from featurespeed_workers import MeasurementError, measure, network_of, recommend
 
 
@@ -132,7 +133,7 @@ def test_learning_rates_of_the_optimizer_are_those_of_its_groups(own, batches) -
 
 
 def test_recommendation_reaches_its_targets_on_the_model_it_is_applied_to(own, batches) -> None:
-    """Apply the answer, then measure with plain torch: rms of the branches, τ, equal contributions."""
+    """Apply the answer, then measure with plain torch: rms of the branches, τ, the decay of the loss."""
     own.eval()
     report = recommend(own, batches, optimizer="sgd", blocks=BLOCKS, branches=BRANCHES, relative_sensitivity=0.5)
     report.apply(own)
@@ -158,7 +159,7 @@ def test_recommendation_reaches_its_targets_on_the_model_it_is_applied_to(own, b
     rates = {g["name"]: g["lr"] for g in report.param_groups(own)}
     after = measure(own, batches, optimizer="sgd", blocks=BLOCKS, learning_rates=rates).measurements[0]
     master = report.recommendation.master_lr
-    assert master == pytest.approx(1.0 / 0.5)
+    assert master == pytest.approx(FEATURE_STEPS["sgd"] / 0.5)
     assert after.loss_decay / master == pytest.approx(1.0, rel=0.5)  # one batch of six against the mean over four
     assert report.recommendation.relative_sensitivity == pytest.approx(0.5, rel=0.02)
 
@@ -210,7 +211,9 @@ def test_norm_after_the_output_cannot_reach_the_target() -> None:
     assert "as with a norm after the output" in warning
     assert report.recommendation.relative_sensitivity != pytest.approx(0.01, rel=0.1)
     # κ is kept all the same: δt = κ / τ with the τ that was reached
-    assert report.recommendation.master_lr == pytest.approx(1 / report.recommendation.relative_sensitivity)
+    advice = report.recommendation
+    assert advice.feature_step == pytest.approx(FEATURE_STEPS["sgd"])
+    assert advice.master_lr == pytest.approx(advice.feature_step / advice.relative_sensitivity)
 
 
 @pytest.mark.parametrize(

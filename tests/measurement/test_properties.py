@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from featurespeed.cli.tables import rendered
 from featurespeed.contract import Report, SpecError, parse_request
-from featurespeed.defaults import CONTRIBUTION_FACTOR, FEATURE_RMS_RANGE, STABILITY_BOUND
+from featurespeed.defaults import CONTRIBUTION_FACTOR, FEATURE_RMS_RANGE, FEATURE_STEPS, STABILITY_BOUND
 from featurespeed_workers import measure, recommend
 from featurespeed_workers.architectures import build
 from featurespeed_workers.data import load
@@ -132,7 +132,9 @@ def test_a_recommendation_has_what_pytorch_lacks(architecture, optimizer) -> Non
     assert not (before.FL.holds and before.LD.holds)
     for name in PROPERTIES:
         assert getattr(after, name).holds, getattr(after, name)
-    assert after.FL.value == pytest.approx(1.0, rel=0.4)  # κ, on one batch of four
+    kappa = FEATURE_STEPS[optimizer["name"]]
+    assert after.FL.value == pytest.approx(kappa, rel=0.4)  # on one batch of four
+    assert before.FL.range == after.FL.range == (kappa / 4, kappa * 4)
     assert report.warnings == ()
     if architecture is MLP:
         assert not before.SP.holds
@@ -206,10 +208,20 @@ def test_probes_move_the_step_that_is_asked_for() -> None:
     """Refined, FL is judged by the κ that was chosen."""
     report = answer(parse_request(spec(MLP, optimizer={"name": "sgd"}, scaling={"refine": {"steps": 20}})))
     chosen = report.recommendation.feature_step
-    assert chosen != 1.0
+    assert chosen != FEATURE_STEPS["sgd"]
     assert report.properties.after.FL.value == pytest.approx(chosen, rel=0.4)
     assert report.properties.after.FL.range == (chosen / 4, chosen * 4)
-    assert report.properties.before.FL.range == (0.25, 4.0)
+    assert report.properties.before.FL.range == (FEATURE_STEPS["sgd"] / 4, FEATURE_STEPS["sgd"] * 4)
+
+
+def test_before_and_after_are_judged_by_the_step_that_the_rule_took() -> None:
+    """Under mse that is less than the default: what PyTorch's state is said to lack is what the recommendation has."""
+    report = answer(parse_request({**spec(MLP, optimizer={"name": "sgd"}), "loss": "mse"}))
+    taken = report.recommendation.feature_step
+    assert taken < 0.5 * FEATURE_STEPS["sgd"]
+    for state in (report.properties.before, report.properties.after):
+        low, high = state.FL.range
+        assert math.sqrt(low * high) == pytest.approx(taken, rel=0.2)  # κ by seed, a mean of another kind
 
 
 def test_a_step_under_momentum_is_the_one_that_it_builds_up_to() -> None:

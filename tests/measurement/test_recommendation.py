@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from featurespeed.contract import Report, parse_request
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.cells import run_cell
 from featurespeed_workers.data import load
@@ -67,8 +68,8 @@ def test_one_step_at_a_small_rate_does_what_the_recommendation_says(case: str) -
     asked = parse_request(request(architecture, optimizer={"name": optimizer}, scaling={"granularity": granularity}))
     report = answer(asked)
     advice = report.recommendation
-    assert advice.relative_sensitivity == pytest.approx(0.25, rel=0.02)
-    assert advice.master_lr == 4.0
+    assert advice.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
+    assert advice.master_lr == pytest.approx(advice.feature_step / RELATIVE_SENSITIVITY, rel=1e-12)
     model = build(asked.architecture, seed=0).module.double()
     source = load(asked, dataset=None, dtype=torch.float64, device=torch.device("cpu"))
     h, found = 1e-6, []
@@ -131,7 +132,7 @@ def test_frozen_blocks_are_scaled_as_others_and_get_no_rate() -> None:
     assert scales[:-1] == pytest.approx([block.init_std for block in free.recommendation.blocks[:-1]], rel=1e-12)
     assert scales[0] != pytest.approx(1 / 8, rel=0.01)  # digits' inputs are smaller than the start 1/√64 supposes
     assert all(layer.feature_rms.mean == pytest.approx(1.0, rel=0.05) for layer in report.measurements[0].layers[:-1])
-    assert report.recommendation.relative_sensitivity == pytest.approx(0.25, rel=0.02)
+    assert report.recommendation.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.02)
     assert scales[-1] != pytest.approx(free.recommendation.blocks[-1].init_std, rel=0.05)  # fewer blocks move f_{L-1}
     rates = [block.lr for block in report.recommendation.blocks]
     assert rates[0] == rates[-1] == 0

@@ -25,7 +25,12 @@ GRID = {
 TOLERANCE = 0.15
 RELATIVE_SENSITIVITY = 100.0
 """τ is a free constant of Table 1. So large, the output is small beside its target, and ‖b_L‖ = |f − y| = 1 at any m
-and L; at the default τ = 0.25 the output of these networks is of order 1 and the chance of f ≈ y blurs everything."""
+and L; at the default τ = 0.35 the output of these networks is of order 1 and the chance of f ≈ y blurs everything."""
+
+
+EQUAL = dict.fromkeys(("input", "hidden", "output"), 1.0)
+"""Table 1 is of equal contributions (Eq. 8), which are not the default."""
+FSC = {"relative_sensitivity": RELATIVE_SENSITIVITY, "contributions": EQUAL}
 
 
 def recommend(depth, width, seeds, rule="fsc", *, outputs=1, data=None, loss="mse"):
@@ -35,7 +40,7 @@ def recommend(depth, width, seeds, rule="fsc", *, outputs=1, data=None, loss="ms
         "data": data or {"kind": "sphere", "batch_size": 1, "targets": "ones"},
         "loss": loss,
         "optimizer": {"name": "sgd"},
-        "scaling": {"rule": rule, "relative_sensitivity": RELATIVE_SENSITIVITY if rule == "fsc" else 1.0},
+        "scaling": {"rule": rule, **(FSC if rule == "fsc" else {})},
         "measurement": {"seeds": tuple(range(seeds))},
     }
     report = answer(JobRequest.model_validate(request), device="cpu")

@@ -113,12 +113,20 @@ def recommend(
     Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
     model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates. The
     report's ``properties.before`` are those of the model as it is, at the learning rate 0.001 for all.
+    ``feature_step`` (κ) is by default that of the optimizer, and under loss ``mse`` then less where a step would take
+    more than half of the loss.
 
     ``refine``: short training probes around this answer, of so many steps (or a Refine, with factors). They take
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
     a name or a contract optimizer.
     """
-    _check(method, granularity, seeds, relative_sensitivity=relative_sensitivity, feature_step=feature_step or 1.0)
+    _check(
+        method,
+        granularity,
+        seeds,
+        relative_sensitivity=relative_sensitivity,
+        feature_step=1.0 if feature_step is None else feature_step,
+    )
     probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:

@@ -6,6 +6,7 @@ Cells are deterministic in (request, seed): computing one again gives the same n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ def _computed(
     own = portion(listener, 0.0, 0.7) if compares else listener
     before, doubts = default_state(request, seed, source, where, own) if recommends else (None, ())
     begun = start(request, seed, source, where, own)
+    if before is not None and begun.scaling.feature_step is not None:
+        before = replace(before, feature_step=begun.scaling.feature_step)  # both are judged by the κ that the rule took
     record = LossRecord(request.measurement.steps or 1, "training", portion(own, 0.8, 1.0))
     checkpoints, warnings = measured(request, seed, begun, own, record)
     state, kernels, others = begun_state(request, seed, begun, checkpoints, own)

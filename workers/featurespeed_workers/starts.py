@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featurespeed.contract import JobRequest, is_selected, lookup
-from featurespeed.defaults import LARGEST_DECAY, RECOMMENDATION_BATCHES
+from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import Source
 from featurespeed_workers.directions import rules_of
@@ -81,7 +81,7 @@ def _scaled(request: JobRequest, setting: Setting, batch: Callable[[int], Batch]
             [batch(step) for step in range(RECOMMENDATION_BATCHES)],
             relative_sensitivity=request.scaling.relative_sensitivity,
             feature_step=request.feature_step,
-            largest_decay=LARGEST_DECAY if request.loss == "mse" and request.scaling.feature_step is None else None,
+            largest_decay=request.largest_decay,
             contributions=request.contributions,
             granularity=request.scaling.granularity,
             zero_output=request.scaling.zero_output,

@@ -78,5 +78,7 @@ def _master_lr(request: JobRequest, first: StateMeasurement) -> float:
         return request.measurement.master_lr
     if request.learning_rates != "balanced" or first.relative_sensitivity == 0:
         return 1.0
-    steady = UpdateRule.from_contract(request.optimizer).sustained().gain
-    return request.feature_step / first.relative_sensitivity / steady
+    step = request.feature_step / first.relative_sensitivity
+    if request.largest_decay is not None and first.loss_decay > 0:
+        step = min(step, request.largest_decay * first.loss / first.loss_decay)
+    return step / UpdateRule.from_contract(request.optimizer).sustained().gain

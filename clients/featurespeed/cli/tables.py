@@ -216,7 +216,7 @@ def footer(report: Report) -> Iterator[str]:
 
 def _feature_step(advice: Recommendation) -> str:
     if (found := advice.refinement) is None:
-        return f"{number(advice.feature_step)} asked"
+        return f"{number(advice.feature_step)} taken"
     cost = f"{len(found.probes)} factors, {found.total_steps} steps in all"
     return f"{number(advice.feature_step)} by probes ({cost}); {number(found.asked_feature_step)} without"
 

@@ -103,8 +103,8 @@ class ParameterRecommendation(Model):
 class Recommendation(Model):
     """Initialization scale and learning rate of every block, and the constants behind them.
 
-    ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ
-    that was reached, ``feature_step`` the κ that was asked, refined if ``refinement`` is there (it says how).
+    ``master_lr`` δt is already multiplied into every ``lr``. ``relative_sensitivity`` is the τ that was reached,
+    ``feature_step`` the κ that the rule took (the geometric mean over seeds), refined if ``refinement`` is there.
     ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
     ``contributions``: the weight of each group's blocks in the loss decay, behind the rates; ``granularity``: what has
     a rate of its own.
