@@ -18,7 +18,7 @@ from featurespeed_workers.data import load
 from featurespeed_workers.listening import ignore
 from featurespeed_workers.local import answer
 from featurespeed_workers.probes import FIRST_STEP, rescaled, run_probe_cell
-from featurespeed_workers.refinement import Candidate
+from featurespeed_workers.refinement import MARGIN, Candidate
 from featurespeed_workers.starts import start, unscaled
 from featurespeed_workers.training import Schedule
 from tests.measurement.refining import spec
@@ -160,7 +160,7 @@ def test_probes_that_diverge_are_data() -> None:
     assert [p.factor for p in found.probes] == [1.0, 2.0, 4.0, 8.0]
     assert [p.diverged for p in found.probes] == [(True, True)] * 4
     assert all(steps < 30 for p in found.probes for steps in p.steps)
-    assert (found.fallback, found.factor) == ("smallest_factor", 1.0)
+    assert (found.fallback, found.factor) == ("smallest_factor", 1 / MARGIN)
     assert [p.score for p in found.probes] == [None] * 4
     assert any("every probe diverged" in warning for warning in report.warnings)
 

@@ -11,6 +11,7 @@ import pytest
 from featurespeed.contract import Refine, SpecError, parse_request
 from featurespeed_workers.refinement import (
     LOSS_FLOOR,
+    MARGIN,
     Candidate,
     Choice,
     Probe,
@@ -108,6 +109,23 @@ def test_one_factor_for_all_seeds_and_a_divergent_seed_disqualifies() -> None:
     assert choose(TRIED, probes).factor == 2.0
 
 
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ((-2.0, -1.0, None, None), 0.5),  # 2 diverged: no more than ⅔ of κ, which ½ is
+        ((-1.0, -2.0, None, None), 2 / 3),
+        ((0.0, -1.0, 0.0, None), 1.0),  # a parabola's lowest point, below 4/3
+        ((0.0, -1.0, -1.0, None), 4 / 3),  # its lowest point is at √2
+        ((None, -1.0, 0.0, 0.0), 1.0),  # below the best it is no warning
+    ],
+)
+def test_a_margin_is_kept_to_what_diverged(means: tuple[float | None, ...], expected: float) -> None:
+    """A training is longer than a probe."""
+    factors = (0.5, 1.0, 2.0, 4.0)
+    tried = [Candidate(factor=f) for f in factors]
+    assert choose(tried, [probe(f, m) for f, m in zip(factors, means, strict=True)]).factor == pytest.approx(expected)
+
+
 def test_equal_scores_prefer_the_closed_form() -> None:
     assert choose(TRIED, [probe(f, -1.0) for f in FACTORS]).factor == 1.0
 
@@ -118,8 +136,8 @@ DIVERGED = {"mean_log_loss": None, "late_log_loss": None, "last": None}
 @pytest.mark.parametrize(
     ("change", "fallback", "factor", "why"),
     [
-        (DIVERGED, "smallest_factor", 0.25, "every probe diverged"),
-        ({**DIVERGED, "first": None}, "smallest_factor", 0.25, "every probe diverged"),
+        (DIVERGED, "smallest_factor", 0.25 / MARGIN, "every probe diverged"),
+        ({**DIVERGED, "first": None}, "smallest_factor", 0.25 / MARGIN, "every probe diverged"),
         ({"last": 2.5}, "smallest_factor", 0.25, "the loss rises in every probe"),
         ({"first": 1e-5, "last": 1e-6}, "closed_form", 1.0, "at its floor"),
         ({"last": 2.0}, "closed_form", 1.0, "changes in no probe"),

@@ -25,7 +25,7 @@ from featurespeed.contract import (
     SignSgd,
 )
 from featurespeed.contract.base import Model as ContractModel
-from featurespeed.defaults import LARGEST_DECAY, RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights
+from featurespeed.defaults import RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights, largest_decay
 from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
@@ -141,7 +141,7 @@ def recommend(
             chosen,
             relative_sensitivity=relative_sensitivity,
             feature_step=feature_step or default_feature_step(setting.main_optimizer),
-            largest_decay=LARGEST_DECAY if loss == "mse" and feature_step is None else None,
+            largest_decay=None if feature_step is not None else largest_decay(setting.main_optimizer, str(loss)),
             contributions=weights,
             granularity=granularity,
         )

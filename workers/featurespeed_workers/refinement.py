@@ -22,6 +22,10 @@ DIVERGED = 100.0
 has a small first loss by the chance of its batch, is judged by its mean log-loss."""
 
 
+MARGIN = 3.0
+"""The factor that is taken is so many times smaller than one that diverged: a training is longer than a probe."""
+
+
 class Candidate(Model):
     """What a probe tries: the closed-form answer with κ times ``factor``."""
 
@@ -131,12 +135,14 @@ def choose(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice:
         return fallback
     scores = {c: s for c in tried if (s := score(_of(c, probes))) is not None}
     best = min(scores, key=lambda c: (scores[c], abs(math.log(c.factor))))
+    failed = [c.factor for c in tried if c not in scores]
+    highest = min((factor for factor in failed if factor > best.factor), default=math.inf) / MARGIN
     i = tried.index(best)
     around = [c for c in tried[max(0, i - 1) : i + 2] if c in scores]
     if len(around) < 3:
-        return Choice(best.factor, best)
+        return Choice(min(best.factor, highest), best)
     points = [(math.log(c.factor), scores[c]) for c in around]
-    return Choice(math.exp(lowest_point(*points)), best)
+    return Choice(min(math.exp(lowest_point(*points)), highest), best)
 
 
 def _of(candidate: Candidate, probes: Sequence[Probe]) -> list[Probe]:
@@ -150,7 +156,7 @@ def _fallback(tried: Sequence[Candidate], probes: Sequence[Probe]) -> Choice | N
     if all(p.first is not None and p.first <= LOSS_FLOOR for p in probes):
         return _closed_form(f"the loss is at its floor ({LOSS_FLOOR:g}) from the start")
     if not kept:
-        return _smallest(smallest, "every probe diverged")
+        return _smallest(smallest / MARGIN, f"every probe diverged, the smallest factor {smallest:g} too")
     if all(p.last == p.first for p in kept):
         return _closed_form("the loss changes in no probe, as with gradients that are zero")
     if all(p.last is not None and p.first is not None and p.last >= p.first for p in kept):
@@ -163,7 +169,7 @@ def _closed_form(why: str) -> Choice:
 
 
 def _smallest(factor: float, why: str) -> Choice:
-    text = f"refine: {why}; the smallest factor, {factor:g}, is taken: try smaller ones, or more steps"
+    text = f"refine: {why}; {factor:.3g} is taken: try smaller factors, or more steps"
     return Choice(factor, None, "smallest_factor", text)
 
 

@@ -63,8 +63,8 @@ class Refinement(Model):
 
     ``asked_feature_step`` is the closed form's κ: the one that was asked, unless the rule took less (mean over seeds).
 
-    ``fallback`` says what was taken where the probes do not tell: the closed form (factor 1) or the smallest factor; a
-    warning says why. ``total_steps`` is the cost: training steps over all probes.
+    ``fallback`` says what was taken where the probes do not tell: the closed form (factor 1), the smallest factor,
+    or a third of it where all diverged; a warning says why. ``total_steps`` is the cost: training steps of all probes.
     """
 
     factor: float

@@ -15,7 +15,7 @@ from featurespeed.contract.blocks import group_of, is_selected
 from featurespeed.contract.data import Data
 from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.contract.refinement import Refine
-from featurespeed.defaults import LARGEST_DECAY, RELATIVE_SENSITIVITY, contribution_weights, feature_step
+from featurespeed.defaults import RELATIVE_SENSITIVITY, contribution_weights, feature_step, largest_decay
 
 Kind = Literal["measure", "recommend"]
 Rule = Literal["fsc", "ntk", "mf_mup", "mup", "pytorch_default"]
@@ -147,8 +147,8 @@ class JobRequest(Model):
 
     @property
     def largest_decay(self) -> float | None:
-        """The part of the loss beyond which no steady step may go, to first order: under ``mse`` unless κ is asked."""
-        return LARGEST_DECAY if self.loss == "mse" and self.scaling.feature_step is None else None
+        """The part of the loss beyond which no steady step may go: of SGD under ``mse``, where κ is not asked."""
+        return largest_decay(self.optimizer.name, self.loss) if self.scaling.feature_step is None else None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -13,7 +13,7 @@ from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.rules.forward import Forwarded, scale_features
 from featurespeed_workers.rules.groups import share_scales
-from featurespeed_workers.rules.output_scale import Found, Trial, find_output_scale
+from featurespeed_workers.rules.output_scale import Found, Trial, find_output_scale, rough_scale
 from featurespeed_workers.rules.output_start import DrawnOutput, Head, State, ZeroOutput
 from featurespeed_workers.rules.scaling import BlockScaling
 
@@ -54,12 +54,15 @@ def fsc(
     start = shared.parameters if shared else forward.parameters
     head: Head = ZeroOutput.of(fresh, start, batches) if zero_output else DrawnOutput(start, output, batches)
 
-    def try_scale(scale: float) -> Trial:
-        return _try(setting, head.states(scale), scale, balance)
+    def try_scale(scale: float, states: int | None = None) -> Trial:
+        return _try(setting, head.states(scale)[:states], scale, balance)
 
-    found = find_output_scale(
-        try_scale, relative_sensitivity, lambda round_: tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
-    )
+    def tell_round(round_: int) -> None:
+        tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
+
+    # on the first batch alone to begin with, for a quarter of the work
+    first = rough_scale(lambda scale: try_scale(scale, 1), relative_sensitivity, tell_round)
+    found = find_output_scale(try_scale, relative_sensitivity, tell_round, first=first)
     trial, reached = found.trial, found.shortfall is None
     warnings = [*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])]
     if shared and shared.kinds > 1:

@@ -39,15 +39,18 @@ class Found:
     shortfall: str | None
 
 
-def find_output_scale(try_scale: Callable[[float], Trial], target: float, tell: Callable[[int], None]) -> Found:
+def find_output_scale(
+    try_scale: Callable[[float], Trial], target: float, tell: Callable[[int], None], *, first: float = FIRST_SCALE
+) -> Found:
     """Search from below for the smallest scale with τ = ``target``; ``tell`` is given the number of each round.
 
     In log-log coordinates τ falls about linearly, so that extrapolation gets there in a few rounds; once two
     neighbouring trials enclose the target, interpolation and bisection take turns. Scales that cannot be measured
-    bound the search. Raises MeasurementError if none can.
+    bound the search. ``first`` is the scale to begin with, where one is known that is near the solution.
+    Raises MeasurementError if none can be measured.
     """
     trials: list[Trial] = []
-    scale, barrier, failure = FIRST_SCALE, math.inf, None
+    scale, barrier, failure = first, math.inf, None
     for round_ in range(1, MAX_ROUNDS + 1):
         tell(round_)
         try:
@@ -73,6 +76,15 @@ def find_output_scale(try_scale: Callable[[float], Trial], target: float, tell: 
         raise failure
     reason = f"beyond, {failure.detail}" if failure else f"{len(trials)} scales were tried"
     return Found(nearest(trials, target), reason)
+
+
+def rough_scale(try_scale: Callable[[float], Trial], target: float, tell: Callable[[int], None]) -> float:
+    """Where to begin a search whose trials are dear, from one whose trials are cheap and nearly the same."""
+    try:
+        found = find_output_scale(try_scale, target, tell)
+    except MeasurementError:
+        return FIRST_SCALE
+    return found.trial.scale if found.shortfall is None else FIRST_SCALE
 
 
 def nearest(trials: Sequence[Trial], target: float) -> Trial:
