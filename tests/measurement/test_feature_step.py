@@ -1,4 +1,4 @@
-"""κ: what it is by default, for every optimizer, and the step of SGD under mse, which takes at most a quarter of the loss."""
+"""κ: what it is by default for every optimizer; the step of SGD under mse, at most a quarter of the loss."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def recommend(
     Arguments as for :func:`measure`, ``branches`` as for :func:`network_of`; the first four batches are averaged. The
     model stays as it is: ``report.apply(model)`` sets the scales, ``report.param_groups(model)`` gives the rates. The
     report's ``properties.before`` are those of the model as it is, at the learning rate 0.001 for all.
-    ``feature_step`` (κ) is by default that of the optimizer, and for SGD under loss ``mse`` then less where a step would
-    take more than a quarter of the loss.
+    ``feature_step`` (κ) is by default that of the optimizer, and for SGD under loss ``mse`` then less where a
+    step would take more than a quarter of the loss.
 
     ``refine``: short training probes around this answer, of so many steps (or a Refine, with factors). They take
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
