@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.quality import figures_of_merit, report, results, runs, sweep
-from benchmarks.quality.contenders import CONTENDERS, OURS, SWEEP
+from benchmarks.quality.contenders import CONTENDERS, OURS, REFINED, SWEEP
 from benchmarks.quality.drawing import draw
 from benchmarks.quality.suite import NETS, Cell, cells
 from benchmarks.quality.work import counted, step_work, sweep_work
@@ -35,7 +35,7 @@ def test_every_contender_runs(name: str) -> None:
     if name not in ("LR finder", "Prodigy"):  # twelve steps are too few for what they choose
         assert all(run["final_loss"] < 2.0 and not run["diverged"] for run in found["runs"])  # chance is log 10 = 2.3
     if name != SWEEP:
-        assert 0 <= found["cost"] < 1
+        assert 0 <= found["cost"] < (1 if name != REFINED else 2)  # five probes of 50 steps beside 24 runs of 12
     json.dumps(found)
 
 
