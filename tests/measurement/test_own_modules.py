@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featurespeed.defaults import FEATURE_STEPS
+from featurespeed.defaults import FEATURE_STEPS, RELATIVE_SENSITIVITY
 from featurespeed_workers import MeasurementError, measure, network_of, recommend
 
 
@@ -320,3 +320,24 @@ def test_a_feature_changed_in_place_is_named() -> None:
     model, data = two_blocks(nn.Linear(4, 4), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)))
     with pytest.raises(MeasurementError, match="output of block '0' is changed in place"):
         measure(model, data)
+
+
+def test_a_zero_head_is_scaled_as_if_drawn_and_probed_so() -> None:
+    """Many models start their head at zero: hidden blocks then have no gradient, and the head no scale."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Sequential(nn.ReLU(), nn.Linear(32, 32)), nn.Linear(32, 4, bias=False))
+    nn.init.zeros_(model[2].weight)
+    batches = [(x, x[:, :4].argmax(1)) for x in torch.randn(12, 64, 8)]
+    report = recommend(model, batches, optimizer="sgd", refine=8)
+    assert not model[2].weight.any()
+    assert any("'2' is zero" in warning for warning in report.warnings)
+    assert report.recommendation.relative_sensitivity == pytest.approx(RELATIVE_SENSITIVITY, rel=0.03)
+    gentle = report.recommendation.refinement.probes[0]
+    assert gentle.mean_log_loss[0] != pytest.approx(math.log(math.log(4)), abs=1e-3)  # what a zero head would give
+    report.apply(model)  # draws the head
+    assert model[2].weight.square().mean().sqrt().item() == pytest.approx(
+        report.recommendation.blocks[2].init_std,
+        rel=0.2,  # 128 draws
+    )
+    after = measure(model, batches, optimizer="sgd").measurements[0]
+    assert all(layer.gradient_norm.mean > 0 for layer in after.layers)

@@ -19,6 +19,7 @@ from featurespeed_workers.measurement import Setting
 from featurespeed_workers.passes import Batch, Parameters, norm, same_randomness
 from featurespeed_workers.recommendation import SeedScaling
 from featurespeed_workers.refinement import Candidate, Probe, has_diverged, result
+from featurespeed_workers.rules.output_start import drawn_like
 from featurespeed_workers.seeds import Cell
 from featurespeed_workers.starts import unscaled
 from featurespeed_workers.training import Run, Schedule, train
@@ -113,5 +114,7 @@ def rescaled(parameters: Parameters, scaling: SeedScaling) -> dict[str, Tensor]:
 
 
 def _with_rms(p: Tensor, rms: float) -> Tensor:
+    if p.ndim > 1 and rms and not p.any():
+        p = drawn_like(p)
     now = norm(p) / math.sqrt(p.numel())
     return (p.detach() * (rms / now)).requires_grad_(p.requires_grad) if now else p

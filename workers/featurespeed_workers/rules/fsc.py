@@ -6,15 +6,18 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from featurespeed.contract import Granularity
 from featurespeed_workers.balance import Balance, Slope, Slopes
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
+from featurespeed_workers.network import Block
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.rules.forward import Forwarded, scale_features
 from featurespeed_workers.rules.groups import share_scales
 from featurespeed_workers.rules.output_scale import Found, Trial, find_output_scale, rough_scale
-from featurespeed_workers.rules.output_start import DrawnOutput, Head, State, ZeroOutput
+from featurespeed_workers.rules.output_start import DrawnOutput, Head, State, ZeroOutput, drawn_like
 from featurespeed_workers.rules.scaling import BlockScaling
 
 Tell = Callable[[float, str], None]
@@ -49,7 +52,8 @@ def fsc(
     tell(0.0, "forward features")
     *hidden, output = setting.network.blocks
     scalables = [(block.name, s) for block in hidden for s in block.scalables]
-    forward = scale_features(setting.network, parameters, batches, scalables)
+    drawn = {} if zero_output else _drawn(parameters, output)
+    forward = scale_features(setting.network, {**parameters, **drawn}, batches, scalables)
     shared = share_scales(setting.network, forward.parameters) if granularity == "group" else None
     start = shared.parameters if shared else forward.parameters
     head: Head = ZeroOutput.of(fresh, start, batches) if zero_output else DrawnOutput(start, output, batches)
@@ -64,7 +68,11 @@ def fsc(
     first = rough_scale(lambda scale: try_scale(scale, 1), relative_sensitivity, tell_round)
     found = find_output_scale(try_scale, relative_sensitivity, tell_round, first=first)
     trial, reached = found.trial, found.shortfall is None
-    warnings = [*_unscaled(forward), *([] if reached else [_unreached(output.name, relative_sensitivity, found)])]
+    warnings = [
+        *_drawn_text(output, drawn),
+        *_unscaled(forward),
+        *([] if reached else [_unreached(output.name, relative_sensitivity, found)]),
+    ]
     if shared and shared.kinds > 1:
         warnings.append(f"hidden blocks are of {shared.kinds} shapes: each shape has its own std, all have one rate")
     tau = relative_sensitivity if reached else trial.relative_sensitivity
@@ -82,6 +90,19 @@ def fsc(
         notes=_notes(forward, balance, trial.slopes) | head.notes(trial.scale),
         warnings=tuple(warnings),
         stds=shared.stds if shared else {},
+    )
+
+
+def _drawn(parameters: Parameters, output: Block) -> dict[str, Tensor]:
+    """New output matrices where they are all zero: zero has no scale, and no gradient reaches the blocks before."""
+    names = (name for scalable in output.scalables for name in scalable.parameters)
+    return {name: drawn_like(parameters[name]) for name in names if not parameters[name].any()}
+
+
+def _drawn_text(output: Block, drawn: Mapping[str, Tensor]) -> list[str]:
+    why = "is zero, so that no gradient reaches the blocks before it"
+    return (
+        [f"block {output.name!r} {why}: its scale is for weights that are drawn (report.apply draws)"] if drawn else []
     )
 
 

@@ -28,6 +28,13 @@ State = tuple[Parameters, Batch]
 """Where FL measures τ: parameters, and the batch to measure on."""
 
 
+def drawn_like(parameter: Tensor) -> Tensor:
+    """A matrix of the same shape from N(0, 1/fan_in), always the same: a start for one that is zero."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter[0].numel())
+    return noise.to(parameter).requires_grad_(parameter.requires_grad)
+
+
 class Head(Protocol):
     """A start of the output block with one free number, the scale of the output."""
 
