@@ -326,3 +326,21 @@ def test_many_faults_are_told_at_once_and_few() -> None:
         parse_request(document)
     assert len(caught.value.errors) == 20
     assert all(len(str(fault.value)) < 600 for fault in caught.value.errors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "why"),
+    [
+        ({"optimizer": {"name": "muon"}, "frozen": ["hidden"]}, "optimizer.name", "all are frozen; use 'adamw'"),
+        ({"scaling": {"rule": "mup", "feature_step": 3.0}}, "scaling.feature_step", "rule 'mup' has rates of its own"),
+    ],
+)
+def test_nothing_that_is_asked_is_ignored(changes: dict[str, Any], field: str, why: str) -> None:
+    mlp = {"family": "mlp", "input_dim": 64, "width": 8, "depth": 4, "output_dim": 10}
+    spec = {"kind": "recommend", "architecture": mlp, "data": {"kind": "digits"}, "loss": "cross_entropy"}
+    parse_request(spec)
+    with pytest.raises(SpecError) as caught:
+        parse_request({**spec, **changes})
+    [error] = caught.value.errors
+    assert error.field == field
+    assert why in error.bound

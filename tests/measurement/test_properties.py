@@ -60,7 +60,8 @@ FAILURES = {
     "SP large": ("SP", {"rms": (1, 0.6, 30.0, 1)}, "hidden_3", 30, "rms 30: 30 × too large"),
     "SP dead": ("SP", {"rms": (1, 0.0, 30.0, 1)}, "hidden_2", 0, "are zero"),
     "FL slow": ("FL", {"master_lr": 1e-4, "speed": (1, 1, 20, 1)}, "hidden_3", 2e-3, "rates are 500 × too small"),
-    "FL lazy": ("FL", {"speed": (1, 1, 2e-3, 1)}, "hidden_3", 2e-3, "output's scale is too large (lazy), by about 500"),
+    "FL lazy": ("FL", {"speed": (1, 1, 2e-3, 1)}, "hidden_3", 2e-3, "output's scale is too large (lazy), by about 700"),
+    "FL slow, not lazy": ("FL", {"master_lr": 0.1, "speed": (1, 1, 2, 1)}, "hidden_3", 0.2, "are 5 × too small"),
     "FL fast": ("FL", {"speed": (1, 1, 50.0, 1)}, "hidden_3", 50, "5000 % in a step, not by 100 %: learning rates"),
     "FL still": ("FL", {"speed": (1, 1, 0.0, 1)}, "hidden_3", 0, "no block before them learns"),
     "LD small": ("LD", {"master_lr": 1e-3}, None, 2e-3, "0.2 % of itself to first order, 50 × below 10 %"),
@@ -211,7 +212,7 @@ def test_probes_move_the_step_that_is_asked_for() -> None:
     assert chosen != FEATURE_STEPS["sgd"]
     assert report.properties.after.FL.value == pytest.approx(chosen, rel=0.4)
     assert report.properties.after.FL.range == (chosen / 4, chosen * 4)
-    assert report.properties.before.FL.range == (FEATURE_STEPS["sgd"] / 4, FEATURE_STEPS["sgd"] * 4)
+    assert report.properties.before.FL.range == (chosen / 4, chosen * 4)
 
 
 def test_before_and_after_are_judged_by_the_step_that_the_rule_took() -> None:
@@ -221,7 +222,7 @@ def test_before_and_after_are_judged_by_the_step_that_the_rule_took() -> None:
     assert taken < 0.5 * FEATURE_STEPS["sgd"]
     for state in (report.properties.before, report.properties.after):
         low, high = state.FL.range
-        assert math.sqrt(low * high) == pytest.approx(taken, rel=0.2)  # κ by seed, a mean of another kind
+        assert math.sqrt(low * high) == pytest.approx(taken, rel=1e-12)
 
 
 def test_a_step_under_momentum_is_the_one_that_it_builds_up_to() -> None:

@@ -163,6 +163,8 @@ def _check(method: str, granularity: str, seeds: Sequence[int], **positive: floa
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(known))}")
     if not seeds:
         raise ValueError("seeds: at least one is needed, got none")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: {list(seeds)} names a seed twice")
     for name, number in positive.items():
         if not 0 < number < math.inf:
             raise ValueError(f"{name}: must be positive, got {number}")

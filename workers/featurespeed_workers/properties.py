@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from featurespeed.contract import Statistic
+from featurespeed.contract import GeometricStatistic, Statistic
 from featurespeed.contract.properties import Property, StateProperties
 from featurespeed.defaults import (
     CONTRIBUTION_FACTOR,
     FEATURE_RMS_RANGE,
     FEATURE_STEP_FACTOR,
     LOSS_DECAY_RANGE,
+    RELATIVE_SENSITIVITY,
     STABILITY_BOUND,
 )
 from featurespeed_workers.measurement import StateMeasurement
@@ -50,11 +51,10 @@ class SeedState:
 
 def verdicts(seeds: Sequence[SeedState]) -> StateProperties:
     """The verdicts on one state over all seeds."""
-    loss_decay = _loss_decay(seeds)
     return StateProperties(
         SP=_signal_propagation(seeds),
-        FL=_feature_learning(seeds, loss_decay.value),
-        LD=loss_decay,
+        FL=_feature_learning(seeds),
+        LD=_loss_decay(seeds),
         BC=_balanced_contributions(seeds),
         FS=_speed(seeds, "features", lambda s, i: _per_nat(s, i)),
         BS=_speed(seeds, "backward pass", _stability(lambda layer: layer.relative_backward_speed)),
@@ -76,9 +76,9 @@ def _signal_propagation(seeds: Sequence[SeedState]) -> Property:
     return _judge(values[:-1], (low, high), explain, "there is no hidden feature")
 
 
-def _feature_learning(seeds: Sequence[SeedState], loss_decay: float | None) -> Property:
-    """FL: δt ‖ḟ_{L-1}‖/‖f_{L-1}‖, against κ."""
-    feature_step = seeds[0].feature_step
+def _feature_learning(seeds: Sequence[SeedState]) -> Property:
+    """FL: δt ‖ḟ_{L-1}‖/‖f_{L-1}‖, against κ, the geometric mean over seeds."""
+    feature_step = GeometricStatistic.of([s.feature_step for s in seeds]).mean
     bounds = (feature_step / FEATURE_STEP_FACTOR, feature_step * FEATURE_STEP_FACTOR)
 
     def explain(block: str | None, change: float) -> str:
@@ -87,8 +87,9 @@ def _feature_learning(seeds: Sequence[SeedState], loss_decay: float | None) -> P
             return f"{moves}: no block before them learns"
         few = change < bounds[0]
         factor = _number(feature_step / change if few else change / feature_step)
-        if few and loss_decay is not None and loss_decay >= LOSS_DECAY_RANGE[0]:
-            return f"{moves}, though the loss decays: the output's scale is too large (lazy), by about {factor} ×"
+        if few and (tau := _sensitivity(seeds)) and tau < RELATIVE_SENSITIVITY / FEATURE_STEP_FACTOR:
+            lazy = _number(RELATIVE_SENSITIVITY / tau)
+            return f"{moves}: the output's scale is too large (lazy), by about {lazy} × for each nat of loss decay"
         return f"{moves}: learning rates are {factor} × too {'small' if few else 'large'}"
 
     def change(state: SeedState, i: int) -> float | None:
@@ -98,6 +99,14 @@ def _feature_learning(seeds: Sequence[SeedState], loss_decay: float | None) -> P
         return state.master_lr * layer.feature_speed / layer.feature_rms
 
     return _judge(_by_block(seeds, change)[-2:-1], bounds, explain, _no_step(seeds))
+
+
+def _sensitivity(seeds: Sequence[SeedState]) -> float | None:
+    """τ, the geometric mean over seeds; ``None`` where the loss does not decay or a feature is zero."""
+    measured = [s.measurement for s in seeds]
+    if any(m.loss_decay <= 0 or m.layers[-2].feature_rms == 0 for m in measured):
+        return None
+    return GeometricStatistic.of([m.relative_sensitivity for m in measured]).mean or None
 
 
 def _loss_decay(seeds: Sequence[SeedState]) -> Property:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 from pydantic import ValidationError
@@ -38,7 +39,8 @@ def refined(
         }
     )
     doubts = [choice.warning] if choice.warning else []
-    if choice.factor != 1 and any(m.step > 1 for m in report.measurements):  # step 1 has its own rate at a zero output
+    trained = report.evidence is not None or any(m.step > 1 for m in report.measurements)
+    if choice.factor != 1 and trained:
         doubts.append(
             f"measurements and losses along training are at the closed form's κ {closed_form:g}, not the refined one"
         )
@@ -50,7 +52,9 @@ def _times(cell: Cell, factor: float) -> Cell:
     assert cell.scaling is not None
     scaling = cell.scaling.model_copy(update={"master_lr": cell.scaling.master_lr * factor})
     after = None if cell.after is None else cell.after.times(factor)
-    return cell.model_copy(update={"scaling": scaling, "after": after})
+    # its own step is as it was, but is judged by the same κ
+    before = cell.before and replace(cell.before, feature_step=cell.before.feature_step * factor)
+    return cell.model_copy(update={"scaling": scaling, "before": before, "after": after})
 
 
 class Probing:
@@ -64,6 +68,8 @@ class Probing:
     @classmethod
     def of(cls, refine: Refine | int | None, optimizer: Optimizer | None) -> Self:
         """From a number of steps, too; raises ValueError for one out of bounds."""
+        if refine is not None and (isinstance(refine, bool) or not isinstance(refine, Refine | int)):
+            raise ValueError(f"refine: must be a number of steps or a Refine, got {refine!r}")
         try:
             return cls(Refine(steps=refine) if isinstance(refine, int) else refine, optimizer)
         except ValidationError as error:

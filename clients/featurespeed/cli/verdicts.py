@@ -49,7 +49,7 @@ def reasons(properties: Properties) -> Iterator[tuple[str, str]]:
 
 def _range(verdict: Property) -> str:
     low, high = verdict.range
-    return f"≤ {high:g}" if low == 0 else f"{low:g} to {high:g}"
+    return f"≤ {high:.3g}" if low == 0 else f"{low:.3g} to {high:.3g}"
 
 
 def _verdict(verdict: Property) -> Text:

@@ -66,6 +66,9 @@ def _check_optimizer(request: JobRequest) -> None:
         raise ValueError(
             "optimizer.name: 'muon' is for the matrices of hidden blocks, and depth 2 has none; use 'adamw'"
         )
+    hidden = request.architecture.block_names[1:-1]
+    if request.optimizer.name == "muon" and all(is_selected(name, request.frozen) for name in hidden):
+        raise ValueError("optimizer.name: 'muon' is for the matrices of hidden blocks, and all are frozen; use 'adamw'")
 
 
 def _check_rule(request: JobRequest) -> None:
@@ -78,6 +81,8 @@ def _check_rule(request: JobRequest) -> None:
         raise ValueError(
             f"scaling.refine: kind 'recommend' with rule 'fsc' takes it, not {request.kind!r} with {rule!r}"
         )
+    if request.scaling.feature_step is not None and request.kind == "recommend" and rule != "fsc":
+        raise ValueError(f"scaling.feature_step: rule {rule!r} has rates of its own; only 'fsc' takes it")
     if request.scaling.base_width is not None and rule != "mup":
         raise ValueError(f"scaling.base_width: only rule 'mup' takes it, not {rule!r}")
     if rule == "mup" and request.kind == "recommend" and request.optimizer.name == "muon":
