@@ -20,6 +20,7 @@ from featurespeed_workers.local import answer
 from featurespeed_workers.measurement import LayerValues, StateMeasurement
 from featurespeed_workers.properties import SeedState, verdicts
 from featurespeed_workers.stability import LayerStability, Stability
+from tests.measurement.operators import OnceDifferentiable
 
 NAMES = ("input", "hidden_2", "hidden_3", "output")
 PROPERTIES = ("SP", "FL", "LD", "BC", "FS", "BS", "S")
@@ -287,23 +288,8 @@ def test_own_modules() -> None:
 
 
 def test_an_operator_without_second_derivative_leaves_a_warning() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.tanh()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            return g * (1 - ctx.saved_tensors[0].tanh() ** 2)
-
-    class Layer(nn.Linear):
-        def forward(self, x):
-            return Once.apply(super().forward(x))
-
     torch.manual_seed(0)
-    module = nn.Sequential(Layer(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)).double()
+    module = nn.Sequential(OnceDifferentiable(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)).double()
     data = [(torch.randn(6, 4).double(), torch.tensor([0, 1, 0, 1, 1, 0])) for _ in range(4)]
     report = recommend(module, data, optimizer="sgd")
     assert report.stability is None

@@ -14,6 +14,7 @@ from featurespeed_workers.losses import mse
 from featurespeed_workers.measurement import Setting, measure_state
 from featurespeed_workers.modules import network_of
 from featurespeed_workers.stability import stability
+from tests.measurement.operators import OnceDifferentiable
 
 from .oracle import _tail_gradient as tail_gradient
 from .test_oracle import ARCHITECTURES, _setup
@@ -190,22 +191,7 @@ def test_gradients_beyond_float32_squares() -> None:
 
 
 def test_an_operator_without_second_derivative_says_so() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.tanh()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            return g * (1 - ctx.saved_tensors[0].tanh() ** 2)
-
-    class Layer(nn.Linear):
-        def forward(self, x):
-            return Once.apply(super().forward(x))
-
-    module = nn.Sequential(Layer(3, 4), nn.Linear(4, 2)).double()
+    module = nn.Sequential(OnceDifferentiable(3, 4), nn.Linear(4, 2)).double()
     setting = Setting(network_of(module), mse, lambda name: UpdateRule("sgd"), method="finite_difference")
     batch = (torch.randn(5, 3).double(), torch.randn(5, 2).double())
     parameters = dict(module.named_parameters())

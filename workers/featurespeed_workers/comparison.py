@@ -8,9 +8,9 @@ from featurespeed.contract import JobRequest
 from featurespeed.contract.evidence import Curve
 from featurespeed_workers.data import Source
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.listening import Listener, ignore
+from featurespeed_workers.listening import Listener
 from featurespeed_workers.loss_curves import LossRecord
-from featurespeed_workers.starts import start
+from featurespeed_workers.starts import default_start
 from featurespeed_workers.training import Run, Schedule, train
 
 
@@ -21,8 +21,7 @@ def default_curve(
 
     Batches, optimizer, frozen blocks and schedule are the request's.
     """
-    scaling = request.scaling.model_copy(update={"rule": "pytorch_default"})
-    begun = start(request.model_copy(update={"scaling": scaling}), seed, source, device, ignore)
+    begun = default_start(request, seed, source, device)
     steps, scaled = request.measurement.steps, begun.scaling
     run = Run(request.optimizer, scaled.rates, scaled.master_lr, Schedule(steps), every=None)
     record = LossRecord(steps, "training under PyTorch's defaults", listener)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,11 @@ class Setting:
     rule: RuleOf
     state: StateOf = field(default=lambda name: {})
     method: Method = "exact"
+
+    def sustained(self) -> Self:
+        """The same along the update that a fresh optimizer settles to: see :meth:`UpdateRule.sustained`."""
+        rule = self.rule
+        return replace(self, rule=lambda name: rule(name).sustained(), state=lambda name: {})
 
     @property
     def main_optimizer(self) -> str:

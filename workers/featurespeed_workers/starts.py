@@ -13,7 +13,7 @@ from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import Source
 from featurespeed_workers.directions import rules_of
-from featurespeed_workers.listening import CellProgress, Listener
+from featurespeed_workers.listening import CellProgress, Listener, ignore
 from featurespeed_workers.losses import loss_function
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.network import Network
@@ -44,6 +44,12 @@ def start(request: JobRequest, seed: int, source: Source, device: torch.device, 
     scaling = _scaled(request, setting, batch, listener)
     parameters = _explicit(request, setting.network, scaling.parameters, seed)
     return Start(setting, replace(scaling, parameters=parameters), batch)
+
+
+def default_start(request: JobRequest, seed: int, source: Source, device: torch.device) -> Start:
+    """The start of the same request under PyTorch's initialization and learning rate."""
+    scaling = request.scaling.model_copy(update={"rule": "pytorch_default"})
+    return start(request.model_copy(update={"scaling": scaling}), seed, source, device, ignore)
 
 
 def unscaled(request: JobRequest, seed: int, device: torch.device) -> Setting:

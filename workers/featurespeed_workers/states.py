@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,13 +16,13 @@ from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.drift import build_up
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.kernel import Kernels, kernel_cosines
-from featurespeed_workers.listening import CellProgress, Listener, ignore
-from featurespeed_workers.measurement import Rates, RuleOf, Setting, StateMeasurement, measure_state
+from featurespeed_workers.listening import CellProgress, Listener
+from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.properties import SeedState
 from featurespeed_workers.seeds import Checkpoint
 from featurespeed_workers.stability import Stability, stability
-from featurespeed_workers.starts import Start, start
+from featurespeed_workers.starts import Start, default_start
 
 Warnings = tuple[str, ...]
 
@@ -51,15 +51,10 @@ def seed_state(
     """
     trained = [name for name, p in parameters.items() if p.requires_grad]
     if how.settles and any(setting.rule(name).sustained() != setting.rule(name) for name in trained):
-        setting = replace(setting, rule=_sustained(setting), state=lambda name: {})
+        setting = setting.sustained()
         measured = measure_state(setting, parameters, batch, measured.all_rates)
     found, warnings = _stability(setting, parameters, batch, measured, how)
     return SeedState(measured, _shares(parameters, how.balance), how.master_lr, how.feature_step, found), warnings
-
-
-def _sustained(setting: Setting) -> RuleOf:
-    rule = setting.rule
-    return lambda name: rule(name).sustained()
 
 
 def _shares(parameters: Parameters, balance: Balance) -> tuple[float, ...]:
@@ -102,8 +97,7 @@ def default_state(
 ) -> tuple[SeedState | None, Warnings]:
     """The request's network under PyTorch's initialization and learning rate; a warning if it cannot be measured."""
     listener(CellProgress(fraction=0.0, message="measuring PyTorch's defaults"))
-    default = request.model_copy(update={"scaling": request.scaling.model_copy(update={"rule": "pytorch_default"})})
-    begun = start(default, seed, source, device, ignore)
+    begun = default_start(request, seed, source, device)
     scaling = begun.scaling
     how = _judgement(request, begun, scaling.master_lr)
     found, warnings = measured_state(begun.setting, scaling.parameters, begun.batch(0), scaling.rates, how)

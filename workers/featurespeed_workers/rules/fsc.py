@@ -11,7 +11,7 @@ from torch import Tensor
 from featurespeed.contract import Granularity
 from featurespeed_workers.balance import Balance, Slope, Slopes
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.measurement import RuleOf, Setting, measure_slopes
+from featurespeed_workers.measurement import Setting, measure_slopes
 from featurespeed_workers.network import Block
 from featurespeed_workers.passes import Batch, Parameters
 from featurespeed_workers.rules.forward import Forwarded, scale_features
@@ -47,7 +47,7 @@ def fsc(
     Raises MeasurementError for a network that cannot be scaled, naming the first layer concerned.
     """
     fresh = replace(setting, state=lambda name: {})
-    setting = replace(fresh, rule=_sustained(setting.rule))
+    setting = setting.sustained()
     balance = Balance.of(setting.network, contributions, granularity)
     tell(0.0, "forward features")
     *hidden, output = setting.network.blocks
@@ -104,10 +104,6 @@ def _drawn_text(output: Block, drawn: Mapping[str, Tensor]) -> list[str]:
     return (
         [f"block {output.name!r} {why}: its scale is for weights that are drawn (report.apply draws)"] if drawn else []
     )
-
-
-def _sustained(rule: RuleOf) -> RuleOf:
-    return lambda name: rule(name).sustained()
 
 
 def _try(setting: Setting, states: Sequence[State], scale: float, balance: Balance) -> Trial:
