@@ -17,7 +17,7 @@ import pytest
 
 from featurespeed.contract import LayerMeasurement, Measurement, ProbeResult, Recommendation, Refinement
 from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
-from featurespeed_service.datasets import dataset_path
+from featurespeed_service.api.datasets import dataset_path
 from featurespeed_service.settings import PREFIX, Settings
 from featurespeed_workers.local import answer
 from tests.client.live import LiveService, live_service

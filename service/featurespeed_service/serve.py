@@ -17,11 +17,11 @@ import uvicorn
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from featurespeed_service.app import create_app
-from featurespeed_service.context import Context
+from featurespeed_service.api.app import create_app
+from featurespeed_service.api.context import Context
+from featurespeed_service.dispatch.supervisor import Supervisor
 from featurespeed_service.settings import PREFIX, Settings
-from featurespeed_service.sql_store import open_store
-from featurespeed_service.supervisor import Supervisor
+from featurespeed_service.store.sql import open_store
 
 BAD_INPUT = 2
 GRACE_SECONDS = 2

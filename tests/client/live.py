@@ -9,10 +9,10 @@ from pathlib import Path
 import uvicorn
 
 from featurespeed.contract import JobError, MeasurementEvent, Progress
-from featurespeed_service.app import create_app
+from featurespeed_service.api.app import create_app
 from featurespeed_service.settings import Settings
-from featurespeed_service.sql_store import SqlStore, open_store
-from featurespeed_service.store import Claim
+from featurespeed_service.store.interface import Claim
+from featurespeed_service.store.sql import SqlStore, open_store
 from tests.client.reports import report
 
 

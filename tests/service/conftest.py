@@ -7,10 +7,10 @@ import httpx
 import pytest
 import uvicorn
 
-from featurespeed_service.app import create_app
-from featurespeed_service.database import Database
+from featurespeed_service.api.app import create_app
 from featurespeed_service.settings import Settings
-from featurespeed_service.sql_store import SqlStore
+from featurespeed_service.store.database import Database
+from featurespeed_service.store.sql import SqlStore
 from tests.service.service_process import ServiceProcess
 
 LEASE_SECONDS = 10.0

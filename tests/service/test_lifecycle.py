@@ -203,9 +203,9 @@ def test_the_api_imports_neither_ray_nor_torch(tmp_path):
 import sys
 from pathlib import Path
 from featurespeed_service import serve
-from featurespeed_service.app import create_app
+from featurespeed_service.api.app import create_app
 from featurespeed_service.settings import Settings
-from featurespeed_service.sql_store import open_store
+from featurespeed_service.store.sql import open_store
 settings = Settings(data_dir=Path({str(tmp_path)!r}))
 create_app(settings, open_store(settings)).openapi()
 print(sorted({{"ray", "torch"}} & set(sys.modules)))

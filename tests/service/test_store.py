@@ -8,9 +8,8 @@ from contextlib import closing
 import pytest
 
 from featurespeed.contract import Job, JobError, Progress
-from featurespeed_service.database import Database
-from featurespeed_service.sql_store import SqlStore
-from featurespeed_service.store import (
+from featurespeed_service.store.database import Database
+from featurespeed_service.store.interface import (
     TRANSITIONS,
     IdempotencyConflict,
     InvalidCursor,
@@ -19,6 +18,7 @@ from featurespeed_service.store import (
     LeaseLost,
     WrongStatus,
 )
+from featurespeed_service.store.sql import SqlStore
 from tests.service.conftest import LEASE_SECONDS
 from tests.service.specs import request
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select, update
 
 from featurespeed.contract import Job, JobError, Progress, Status
-from featurespeed_service.database import Database
-from featurespeed_service.rows import LISTED, emit, find, move
-from featurespeed_service.schema import cells, dispatchers, events, jobs
-from featurespeed_service.store import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.database import Database
+from featurespeed_service.store.interface import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.rows import LISTED, emit, find, move
+from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 
 ATTEMPTS_EXHAUSTED = "attempts-exhausted"
 

@@ -1,6 +1,6 @@
 """The dispatcher: claims jobs, has their cells computed, writes down what comes of it.
 
-A process of its own, ``python -m featurespeed_service.dispatcher``, because it owns the Ray driver.
+A process of its own, ``python -m featurespeed_service.dispatch.dispatcher``, because it owns the Ray driver.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from featurespeed.contract import JobError, SpecError
-from featurespeed_service.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
-from featurespeed_service.datasets import dataset_path
-from featurespeed_service.problems import INTERNAL_ERROR
-from featurespeed_service.running import RunningJob
+from featurespeed_service.api.datasets import dataset_path
+from featurespeed_service.api.problems import INTERNAL_ERROR
+from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
+from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.settings import Settings
-from featurespeed_service.sql_store import open_store
-from featurespeed_service.store import Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.interface import Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.sql import open_store
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
@@ -41,6 +41,7 @@ JOBS_PER_SLOT = 2
 STOP_SECONDS = 6.0
 """A dispatcher whose parent has gone ends itself within this, however stuck it is."""
 WORKER_CRASHED = "worker-crashed"
+COMMAND = "featurespeed_service.dispatch.dispatcher"
 CLUSTER_LOST = 75
 """Exit status (EX_TEMPFAIL): another dispatcher, with another Ray, can go on."""
 
@@ -232,7 +233,9 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 def main() -> int:
     """Run until SIGTERM, SIGINT or, with ``--exit-with-parent``, the end of standard input."""
-    parser = argparse.ArgumentParser(prog="python -m featurespeed_service.dispatcher", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m featurespeed_service.dispatch.dispatcher", description=main.__doc__
+    )
     parser.add_argument("--exit-with-parent", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s dispatcher %(levelname)s %(message)s")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 
-from featurespeed_service.schema import cells, metadata
+from featurespeed_service.store.schema import cells, metadata
 
 Clock = Callable[[], int]
 """The time in microseconds since 1970."""

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select, update
 
 from featurespeed.contract import TERMINAL, Job, JobError, JobRequest, Progress, Status
-from featurespeed_service.schema import events, jobs
-from featurespeed_service.store import TRANSITIONS, EventType, InvalidCursor, JobNotFound
+from featurespeed_service.store.interface import TRANSITIONS, EventType, InvalidCursor, JobNotFound
+from featurespeed_service.store.schema import events, jobs
 
 LISTED = [c for c in jobs.c if c.name not in ("result", "result_sha256")]
 """The columns that a contract.Job is made of: all but the result, which may be large."""

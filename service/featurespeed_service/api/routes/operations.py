@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from featurespeed.contract import JobRequest, Report
-from featurespeed_service.context import Context, Ctx
-from featurespeed_service.problems import problem
-from featurespeed_service.problems import response as problem_response
+from featurespeed_service.api.context import Context, Ctx
+from featurespeed_service.api.problems import problem
+from featurespeed_service.api.problems import response as problem_response
 
 HEARTBEAT_TIMEOUT_SECONDS = 10.0
 """A dispatcher silent for so long is taken for gone."""
@@ -61,7 +61,7 @@ def metrics(context: Ctx) -> Response:
 
 @cache
 def _page() -> str:
-    return files("featurespeed_service").joinpath("page.html").read_text(encoding="utf-8")
+    return files("featurespeed_service.api").joinpath("page.html").read_text(encoding="utf-8")
 
 
 @router.get("/", include_in_schema=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from featurespeed.contract import Problem
-from featurespeed_service.context import Ctx, limited_body
+from featurespeed_service.api.context import Ctx, limited_body
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 DATASET_BODY = {

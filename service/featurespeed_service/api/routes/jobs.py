@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from featurespeed.budget import check_budget
 from featurespeed.contract import Job, JobPage, Kind, Problem, Report, Status, parse_request_json
-from featurespeed_service.context import Ctx, spec_body
+from featurespeed_service.api.context import Ctx, spec_body
 
 REFUSALS: dict[int | str, dict[str, Any]] = {404: {"model": Problem}, 409: {"model": Problem}}
 SPEC_BODY = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from featurespeed.contract import Progress
-from featurespeed_service.cluster import CellTask
-from featurespeed_service.store import Claim
+from featurespeed_service.dispatch.cluster import CellTask
+from featurespeed_service.store.interface import Claim
 from featurespeed_workers.ray_tasks import Item
 from featurespeed_workers.stages import CellKey, Engine
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 
 from featurespeed.contract import Dataset, FieldError, JobRequest, SpecError
-from featurespeed_service.problems import InvalidField
+from featurespeed_service.api.problems import InvalidField
 from featurespeed_workers.dataset_files import DatasetInfo, check_dataset, check_fits
 
 

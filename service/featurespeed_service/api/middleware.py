@@ -9,8 +9,8 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurespeed_service.metrics import Metrics
-from featurespeed_service.problems import internal_error, response
+from featurespeed_service.api.metrics import Metrics
+from featurespeed_service.api.problems import internal_error, response
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.exc import IntegrityError
 
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
-from featurespeed_service.database import Database
-from featurespeed_service.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
-from featurespeed_service.schema import cells, dispatchers, events, idempotency_keys, jobs
-from featurespeed_service.store import Event, IdempotencyConflict, JobStore, Result, WrongStatus
+from featurespeed_service.store.database import Database
+from featurespeed_service.store.interface import Event, IdempotencyConflict, JobStore, Result, WrongStatus
+from featurespeed_service.store.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
+from featurespeed_service.store.schema import cells, dispatchers, events, idempotency_keys, jobs
 
 
 class SqlJobStore(JobStore):

@@ -9,14 +9,14 @@ from pydantic.json_schema import models_json_schema
 
 from featurespeed.contract import JobRequest
 from featurespeed.version import __version__
-from featurespeed_service import problems
-from featurespeed_service.context import Context
-from featurespeed_service.datasets import DatasetLibrary
-from featurespeed_service.metrics import Metrics
-from featurespeed_service.middleware import RequestMiddleware
-from featurespeed_service.routes import datasets, events, jobs, operations
+from featurespeed_service.api import problems
+from featurespeed_service.api.context import Context
+from featurespeed_service.api.datasets import DatasetLibrary
+from featurespeed_service.api.metrics import Metrics
+from featurespeed_service.api.middleware import RequestMiddleware
+from featurespeed_service.api.routes import datasets, events, jobs, operations
 from featurespeed_service.settings import Settings
-from featurespeed_service.store import JobStore
+from featurespeed_service.store.interface import JobStore
 
 DESCRIPTION = "Send your architecture, get back the initialization scale and learning rate of every block."
 ROUTERS = (jobs.router, events.router, datasets.router, operations.router)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from featurespeed_service.store import JobStore
+from featurespeed_service.store.interface import JobStore
 
 
 class _Jobs(Collector):

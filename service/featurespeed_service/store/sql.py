@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurespeed_service.database import Clock, Database, system_clock
 from featurespeed_service.settings import Settings
-from featurespeed_service.sql_jobs import SqlJobStore
-from featurespeed_service.sql_leases import SqlLeaseStore
-from featurespeed_service.store import Store
+from featurespeed_service.store.database import Clock, Database, system_clock
+from featurespeed_service.store.interface import Store
+from featurespeed_service.store.jobs import SqlJobStore
+from featurespeed_service.store.leases import SqlLeaseStore
 
 
 class SqlStore(SqlJobStore, SqlLeaseStore, Store):

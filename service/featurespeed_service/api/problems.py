@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from featurespeed.contract import FieldError, Problem, SpecError, shown
-from featurespeed_service.store import IdempotencyConflict, InvalidCursor, JobNotFound, WrongStatus
+from featurespeed_service.store.interface import IdempotencyConflict, InvalidCursor, JobNotFound, WrongStatus
 
 PROBLEM = "urn:featurespeed:problem:"
 MEDIA_TYPE = "application/problem+json"

@@ -12,8 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from featurespeed.contract import TERMINAL, Job, Problem
-from featurespeed_service.context import Context, Ctx
-from featurespeed_service.store import Event, JobNotFound
+from featurespeed_service.api.context import Context, Ctx
+from featurespeed_service.store.interface import Event, JobNotFound
 
 POLL_SECONDS = 0.05
 """How often a stream looks for news: half of it is the mean delay of an event."""

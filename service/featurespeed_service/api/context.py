@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from featurespeed.contract import FieldError, SpecError
-from featurespeed_service.datasets import DatasetLibrary
-from featurespeed_service.metrics import Metrics
-from featurespeed_service.problems import BodyTooLarge
+from featurespeed_service.api.datasets import DatasetLibrary
+from featurespeed_service.api.metrics import Metrics
+from featurespeed_service.api.problems import BodyTooLarge
 from featurespeed_service.settings import Settings
-from featurespeed_service.store import JobStore
+from featurespeed_service.store.interface import JobStore
 
 DISCARDED_BYTES = 16 * 2**20
 """Bytes beyond a limit that are still read, so that a client which sends first hears the answer."""

@@ -1,0 +1,1 @@
+"""The HTTP application: what is asked, and how it is answered."""
