@@ -119,6 +119,8 @@ def problem_error(response: httpx.Response) -> ProblemError:
     """The error that a response of status 300 or more stands for; its body must have been read."""
     problem = _problem(response)
     kind = _BY_STATUS.get(response.status_code, ProblemError)
+    if problem.type.endswith(":idempotency-conflict"):  # a 422 that is no fault of the specification
+        return Conflict(problem, response)
     return (InvalidSpec if problem.errors else kind)(problem, response)
 
 

@@ -21,6 +21,7 @@ from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.dispatch.supervisor import Supervisor
 from featurespeed_service.settings import PREFIX, Settings
+from featurespeed_service.store.migrating import DatabaseTooNew
 from featurespeed_service.store.sql import open_store
 
 BAD_INPUT = 2
@@ -48,7 +49,7 @@ def serve(
     except ValidationError as error:
         fault = error.errors()[0]
         return _refuse(f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']} (got {fault['input']!r})")
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, ImportError, OSError, DatabaseTooNew) as error:
         return _refuse(f"cannot open the database: {str(error).splitlines()[0]}")
     with closing(store):
         try:

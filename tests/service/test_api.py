@@ -120,7 +120,7 @@ def test_idempotency_key(api):
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.json()["id"] == again.json()["id"]
     assert submit(spec(5), "k2").json()["id"] != first.json()["id"]
-    problem(submit(spec(6), "k1"), 409, "idempotency-conflict")
+    problem(submit(spec(6), "k1"), 422, "idempotency-conflict")
     found = problem(submit(spec(5), "x" * 256), 422, "invalid-request")
     assert found.errors[0].field == "idempotency-key"
 

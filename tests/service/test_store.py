@@ -1,9 +1,7 @@
 """The store, one suite for every kind of database."""
 
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 import pytest
 
@@ -293,34 +291,6 @@ def test_heartbeats(store, clock):
     assert store.last_heartbeat() == 0
 
 
-def test_a_file_of_before_cells_had_keys_is_taken_over(tmp_path, clock):
-    """Jobs and reports stay; what was computed of unfinished jobs is computed again."""
-    path = tmp_path / "old.sqlite3"
-    store = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
-    done = store.submit(request(0))
-    clock.advance(1)
-    unfinished = store.submit(request(1))
-    store.succeed(store.claim("d").lease, '{"report": 1}')
-    store.close()
-    with closing(sqlite3.connect(path)) as old:
-        old.executescript(
-            "DROP TABLE cells; CREATE TABLE cells (job_id VARCHAR(64) NOT NULL, seed BIGINT NOT NULL,"
-            " cell TEXT NOT NULL, PRIMARY KEY (job_id, seed), FOREIGN KEY(job_id) REFERENCES jobs (id));"
-            "INSERT INTO cells SELECT id, 0, '{}' FROM jobs"
-        )
-    store = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
-    assert store.result(done.id).text == '{"report": 1}'
-    store.delete(done.id)
-    claim = store.claim("d")
-    assert (claim.job.id, claim.cells) == (unfinished.id, {})
-    store.record(claim.lease, progress=PROGRESS, cells={"seed 0": "{}"})
-    store.close()
-    again = SqlStore(Database(f"sqlite:///{path}", clock), LEASE_SECONDS)
-    clock.advance(LEASE_SECONDS + 1)
-    assert again.claim("d").cells == {"seed 0": "{}"}  # opening it a second time drops nothing
-    again.close()
-
-
 def test_the_transitions_end_where_the_contract_says():
     assert {status for status, following in TRANSITIONS.items() if not following} == {
         "succeeded",
@@ -328,3 +298,20 @@ def test_the_transitions_end_where_the_contract_says():
         "cancelled",
     }
     assert set().union(*TRANSITIONS.values()) == set(TRANSITIONS)
+
+
+def test_tenants_do_not_see_each_other(store):
+    """Every method that takes a job's id, and the listing; a key of one is not a key of the other."""
+    ours, theirs = store.of_tenant("ours"), store.of_tenant("theirs")
+    job = ours.submit(request(1), "key")
+    assert theirs.submit(request(2), "key").id != job.id
+    assert ours.submit(request(1), "key").id == job.id
+    for method in (theirs.get, theirs.result, theirs.cancel, theirs.delete):
+        with pytest.raises(JobNotFound):
+            method(job.id)
+    assert theirs.events(job.id) == []
+    assert [event.type for event in ours.events(job.id)] == ["status"]
+    assert [job.id for job in ours.page().jobs] == [job.id]
+    assert job.id not in [job.id for job in theirs.page().jobs]
+    assert (ours.counts()["queued"], store.counts()["queued"]) == (1, 2)
+    assert ours.get(job.id).status == "queued"

@@ -82,7 +82,7 @@ TABLE: dict[type[Exception], Callable[[Any], Problem]] = {
     BodyTooLarge: _refused("too-large", "Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     JobNotFound: _refused("not-found", "Job not found", HTTPStatus.NOT_FOUND),
     WrongStatus: _refused("conflict", "The job's status does not allow this", HTTPStatus.CONFLICT),
-    IdempotencyConflict: _refused("idempotency-conflict", "Idempotency key reused", HTTPStatus.CONFLICT),
+    IdempotencyConflict: _refused("idempotency-conflict", "Idempotency key reused", HTTPStatus.UNPROCESSABLE_ENTITY),
     InvalidCursor: _cursor,
     RequestValidationError: _invalid_query,
     HTTPException: _http,

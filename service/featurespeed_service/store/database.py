@@ -7,14 +7,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
-from featurespeed_service.store.schema import cells, metadata
+from featurespeed_service.store.migrating import upgrade
 
 Clock = Callable[[], int]
 """The time in microseconds since 1970."""
 
 BUSY_TIMEOUT_SECONDS = 20.0
+POOL_SIZE = 20
+"""Connections that a process keeps to PostgreSQL; ten more come and go."""
 _WRITES = "featurespeed_writes"
 
 
@@ -24,18 +26,22 @@ def system_clock() -> int:
 
 
 class Database:
-    """An engine with its tables made, and a clock.
+    """An engine whose schema is up to date, and a clock.
 
-    Raises ``sqlalchemy.exc.SQLAlchemyError`` (or ImportError, for a driver not installed) if it cannot be reached.
+    Raises ``sqlalchemy.exc.SQLAlchemyError`` (or ImportError, for a driver not installed) if it cannot be reached, and
+    DatabaseTooNew.
     """
 
     def __init__(self, url: str, clock: Clock = system_clock) -> None:
         self.clock = clock
         self._engine = _engine(url)
         self._writer = self._engine.execution_options(**{_WRITES: True})
-        with self.writing() as connection:
-            _drop_older_cells(connection)
-            metadata.create_all(connection)
+        try:
+            with self.writing() as connection:
+                upgrade(connection)
+        except BaseException:
+            self.close()
+            raise
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction that changes nothing."""
@@ -50,16 +56,12 @@ class Database:
         self._engine.dispose()
 
 
-def _drop_older_cells(connection: Connection) -> None:
-    """Remove a table of cells from before they had keys: jobs and reports stay, unfinished jobs begin again."""
-    found = inspect(connection)
-    if found.has_table(cells.name) and {c["name"] for c in found.get_columns(cells.name)} != set(cells.c.keys()):
-        cells.drop(connection)
-
-
 def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        if parsed.drivername in ("postgresql", "postgres"):  # what people write, and hosts hand out
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -91,6 +91,10 @@ class JobStore(ABC):
     """What the API asks of the store. Safe to call from several threads and processes."""
 
     @abstractmethod
+    def of_tenant(self, tenant: str) -> JobStore:
+        """The same store for one tenant: jobs of others are not found, new ones belong to it."""
+
+    @abstractmethod
     def ping(self) -> None:
         """Do nothing but reach the database; raises whatever its driver raises."""
 

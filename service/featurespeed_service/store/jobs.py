@@ -7,21 +7,32 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.interface import Event, IdempotencyConflict, JobStore, Result, WrongStatus
 from featurespeed_service.store.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
-from featurespeed_service.store.schema import cells, dispatchers, events, idempotency_keys, jobs
+from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
 
 
 class SqlJobStore(JobStore):
-    """JobStore over a Database."""
+    """JobStore over a Database; ``tenant`` is the one whose jobs it shows, ``None`` for those of all."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tenant: str | None = None) -> None:
         self._database = database
+        self._tenant = tenant
+
+    def of_tenant(self, tenant: str) -> JobStore:
+        return SqlJobStore(self._database, tenant)
+
+    @property
+    def _submitter(self) -> str:
+        return self._tenant or LOCAL_TENANT
+
+    def _find(self, connection: Connection, job_id: str, *, lock: bool = False) -> RowMapping:
+        return find(connection, job_id, tenant=self._tenant, lock=lock)
 
     def ping(self) -> None:
         with self._database.reading() as connection:
@@ -41,18 +52,20 @@ class SqlJobStore(JobStore):
     def _submitted(self, connection: Connection, request: JobRequest, key: str | None) -> Job | None:
         if key is None:
             return None
-        row = connection.execute(select(idempotency_keys).where(idempotency_keys.c.key == key)).mappings().one_or_none()
+        same = (idempotency_keys.c.tenant == self._submitter, idempotency_keys.c.key == key)
+        row = connection.execute(select(idempotency_keys).where(*same)).mappings().one_or_none()
         if row is None:
             return None
         if row["request_sha256"] != request.sha256:
             raise IdempotencyConflict(f"the idempotency key {key!r} was used for another request")
-        return to_job(find(connection, row["job_id"]))
+        return to_job(self._find(connection, row["job_id"]))
 
     def _insert(self, connection: Connection, request: JobRequest, key: str | None) -> Job:
         job_id = f"job_{secrets.token_hex(12)}"
         connection.execute(
             insert(jobs).values(
                 id=job_id,
+                tenant=self._submitter,
                 kind=request.kind,
                 status="queued",
                 request=request.model_dump_json(),
@@ -61,19 +74,22 @@ class SqlJobStore(JobStore):
             )
         )
         if key is not None:
-            connection.execute(insert(idempotency_keys).values(key=key, request_sha256=request.sha256, job_id=job_id))
-        job = to_job(find(connection, job_id))
+            values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job_id}
+            connection.execute(insert(idempotency_keys).values(values))
+        job = to_job(self._find(connection, job_id))
         emit(connection, job_id, "status", job.model_dump_json())
         return job
 
     def get(self, job_id: str) -> Job:
         with self._database.reading() as connection:
-            return to_job(find(connection, job_id))
+            return to_job(self._find(connection, job_id))
 
     def page(
         self, *, status: Status | None = None, kind: Kind | None = None, cursor: str | None = None, limit: int = 50
     ) -> JobPage:
         query = select(*LISTED).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        if self._tenant is not None:
+            query = query.where(jobs.c.tenant == self._tenant)
         if status is not None:
             query = query.where(jobs.c.status == status)
         if kind is not None:
@@ -91,7 +107,7 @@ class SqlJobStore(JobStore):
 
     def result(self, job_id: str) -> Result:
         with self._database.reading() as connection:
-            job = to_job(find(connection, job_id))
+            job = to_job(self._find(connection, job_id))
             if job.status != "succeeded":
                 raise WrongStatus(job, _why_no_result(job))
             row = connection.execute(select(jobs.c.result, jobs.c.result_sha256).where(jobs.c.id == job_id)).one()
@@ -99,22 +115,24 @@ class SqlJobStore(JobStore):
 
     def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
         query = select(events).where(events.c.job_id == job_id, events.c.seq > after).order_by(events.c.seq)
+        if self._tenant is not None:
+            query = query.join(jobs).where(jobs.c.tenant == self._tenant)
         with self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [Event(seq=row["seq"], type=row["type"], data=row["data"]) for row in rows]
 
     def cancel(self, job_id: str) -> Job:
         with self._database.writing() as connection:
-            row = find(connection, job_id, lock=True)
+            row = self._find(connection, job_id, lock=True)
             if row["status"] == "queued":
                 move(connection, row, "cancelled", self._database.clock(), cancel_requested=True)
             elif row["status"] == "running":
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
-            return to_job(find(connection, job_id))
+            return to_job(self._find(connection, job_id))
 
     def delete(self, job_id: str) -> None:
         with self._database.writing() as connection:
-            job = to_job(find(connection, job_id, lock=True))
+            job = to_job(self._find(connection, job_id, lock=True))
             if job.status not in TERMINAL:
                 raise WrongStatus(job, f"job {job_id} is {job.status}; cancel it, and delete it when it has ended")
             for table in (cells, events, idempotency_keys):
@@ -123,6 +141,8 @@ class SqlJobStore(JobStore):
 
     def counts(self) -> Mapping[Status, int]:
         query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
+        if self._tenant is not None:
+            query = query.where(jobs.c.tenant == self._tenant)
         with self._database.reading() as connection:
             found = {row.status: row.number for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in get_args(Status)}

@@ -45,12 +45,14 @@ def _time(microseconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
 
 
-def find(connection: Connection, job_id: str, *, lock: bool = False) -> RowMapping:
+def find(connection: Connection, job_id: str, *, tenant: str | None = None, lock: bool = False) -> RowMapping:
     """The row of a job, without its result; ``lock`` keeps it from changing until the end of the transaction.
 
-    Raises JobNotFound.
+    Raises JobNotFound, also if the job is another tenant's; ``None`` finds the jobs of all.
     """
     query = select(*LISTED).where(jobs.c.id == job_id)
+    if tenant is not None:
+        query = query.where(jobs.c.tenant == tenant)
     row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
     if row is None:
         raise JobNotFound(f"no job has the id {job_id!r}")

@@ -1,15 +1,35 @@
-"""The tables. Times are whole microseconds since 1970 (UTC): every database stores and compares them alike."""
+"""The tables. Times are whole microseconds since 1970 (UTC): every database stores and compares them alike.
+
+A change here needs a migration in ``migrations/versions``; a test holds the two together.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 metadata = MetaData()
+
+LOCAL_TENANT = "local"
+"""To whom everything belongs where no keys are asked for."""
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False, server_default=LOCAL_TENANT),
     Column("kind", String(32), nullable=False),
     Column("status", String(16), nullable=False),
     Column("request", Text, nullable=False),
@@ -31,6 +51,7 @@ jobs = Table(
     Column("result_sha256", String(64)),
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_by_status", "status", "created_at"),
+    Index("jobs_by_tenant", "tenant", "status", "created_at"),
 )
 
 cells = Table(
@@ -53,6 +74,7 @@ events = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    Column("tenant", String(64), primary_key=True, server_default=LOCAL_TENANT),
     Column("key", String(255), primary_key=True),
     Column("request_sha256", String(64), nullable=False),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
@@ -63,4 +85,35 @@ dispatchers = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("beat_at", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),  # the public part of the key
+    Column("sha256", String(64), nullable=False),  # of the secret part, which is kept nowhere
+    Column("tenant", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),  # separated by spaces
+    Column("max_active_jobs", Integer),
+    Column("requests_per_minute", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", BigInteger, nullable=False),
+)
+
+dataset_chunks = Table(
+    "dataset_chunks",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
 )

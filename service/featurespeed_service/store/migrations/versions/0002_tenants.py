@@ -1,0 +1,66 @@
+"""Tenants and their API keys; datasets move into the database.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+LOCAL = "local"
+
+
+def upgrade() -> None:
+    """What is there belongs to the tenant ``local``."""
+    op.add_column("jobs", sa.Column("tenant", sa.String(64), nullable=False, server_default=LOCAL))
+    op.create_index("jobs_by_tenant", "jobs", ["tenant", "status", "created_at"])
+    _key_idempotency_keys_by_tenant()
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.Text, nullable=False),
+        sa.Column("max_active_jobs", sa.Integer),
+        sa.Column("requests_per_minute", sa.Integer),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("revoked_at", sa.BigInteger),
+    )
+    op.create_table(
+        "datasets",
+        sa.Column("tenant", sa.String(64), primary_key=True),
+        sa.Column("sha256", sa.String(64), primary_key=True),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "dataset_chunks",
+        sa.Column("tenant", sa.String(64), primary_key=True),
+        sa.Column("sha256", sa.String(64), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("data", sa.LargeBinary, nullable=False),
+    )
+
+
+def _key_idempotency_keys_by_tenant() -> None:
+    op.drop_index("ix_idempotency_keys_job_id", "idempotency_keys")
+    op.rename_table("idempotency_keys", "old_idempotency_keys")
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("tenant", sa.String(64), nullable=False, server_default=LOCAL),
+        sa.Column("key", sa.String(255), nullable=False),
+        sa.Column("request_sha256", sa.String(64), nullable=False),
+        sa.Column("job_id", sa.String(64), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "key", name="idempotency_keys_by_tenant"),
+    )
+    op.execute(
+        "INSERT INTO idempotency_keys (key, request_sha256, job_id) "
+        "SELECT key, request_sha256, job_id FROM old_idempotency_keys"
+    )
+    op.drop_table("old_idempotency_keys")
+    op.create_index("ix_idempotency_keys_job_id", "idempotency_keys", ["job_id"])
