@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types unit bench paper quality clean
+.PHONY: help install demo serve test lint types unit chaos bench paper quality clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ types: install
 
 unit: install
 	$(BIN)/python -m pytest
+
+chaos: install  ## the service's promises under kills, outages and floods, in full: most of an hour
+	$(BIN)/python -m pytest tests/chaos --full -s --timeout 3000
 
 bench: install  ## speed and memory, as ratios from one run; appends to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

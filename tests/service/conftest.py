@@ -1,7 +1,6 @@
 """What the tests of the service share: a store under a clock of our own, an API over real HTTP, one whole service."""
 
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,6 @@ from featurespeed_service.api.app import create_app
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.sql import SqlStore
-from tests.service.postgres import Unavailable, running
 from tests.service.service_process import ServiceProcess
 
 LEASE_SECONDS = 10.0
@@ -34,41 +32,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    """A PostgreSQL server of this run's own."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(running())
-        except Unavailable as error:
-            pytest.skip(f"no PostgreSQL here: {error}")
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres):
-    """Name of a database with our tables, which others are copied from."""
-    url = postgres.new_database()
-    Database(url).close()
-    return url.rsplit("/", 1)[1]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty_database_url(request, tmp_path):
-    """A database without tables, of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'empty.sqlite3'}"
-    return request.getfixturevalue("postgres").new_database()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request, tmp_path):
-    """One URL for every kind of database; the suite of the store runs once for each."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.sqlite3'}"
-    return request.getfixturevalue("postgres").new_database(request.getfixturevalue("migrated"))
 
 
 @pytest.fixture
