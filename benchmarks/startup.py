@@ -83,7 +83,7 @@ def service_seconds(rounds: int = 31) -> tuple[float, float]:
 
 def _wait_until_ready(address: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while httpx.get(f"{address}/readyz").status_code != 200:
+    while httpx.get(f"{address}/readyz").json().get("dispatcher") != "alive":
         if time.monotonic() > end:
             raise SystemExit(f"the service was not ready within {seconds:g} s")
         time.sleep(0.1)

@@ -69,7 +69,8 @@ class ServiceProcess:
         self.http = httpx.Client(base_url=line.split()[-1], timeout=20)
 
     def wait_ready(self):
-        wait_until(lambda: self.http.get("/readyz").status_code == 200, 60, "ready")
+        """Wait until jobs are accepted and somebody works on them."""
+        wait_until(lambda: self.http.get("/readyz").json().get("dispatcher") == "alive", 60, "ready")
 
     def family(self):
         """Everything that the service has started, itself first."""

@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from featurespeed.contract import JobRequest
+from featurespeed.contract import JobRequest, Problem
 from featurespeed.version import __version__
 from featurespeed_service.api import problems
 from featurespeed_service.api.context import Context
 from featurespeed_service.api.datasets import DatasetLibrary
+from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
-from featurespeed_service.api.middleware import RequestMiddleware
+from featurespeed_service.api.middleware import HeadMiddleware, RequestMiddleware
 from featurespeed_service.api.routes import datasets, events, jobs, operations
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.interface import JobStore
@@ -24,22 +25,37 @@ ROUTERS = (jobs.router, events.router, datasets.router, operations.router)
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with the spec's schema: the body of a submission is read by hand."""
+        """The OpenAPI document, with what FastAPI does not see: the spec's schema, and problems."""
         if not self.openapi_schema:
-            document = super().openapi()
-            template = "#/components/schemas/{model}"
-            _, schemas = models_json_schema([(JobRequest, "validation")], ref_template=template)
-            for name, schema in schemas["$defs"].items():
-                document["components"]["schemas"].setdefault(name, schema)
+            _complete(super().openapi())
         return super().openapi()
+
+
+def _complete(document: dict[str, Any]) -> None:
+    """Bodies of submissions are read by hand, and errors are problems, not FastAPI's own."""
+    template = "#/components/schemas/{model}"
+    _, found = models_json_schema([(JobRequest, "validation"), (Problem, "serialization")], ref_template=template)
+    schemas = document["components"]["schemas"]
+    for name, schema in found["$defs"].items():
+        schemas.setdefault(name, schema)
+    anywhere = {str(status): answer for status, answer in problems.declared("internal-error").items()}
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                operation["responses"]["422"] = problems.declared("invalid-request")[422]
+            operation["responses"] |= {s: a for s, a in anywhere.items() if s not in operation["responses"]}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
 
 
 def create_app(settings: Settings, store: JobStore) -> FastAPI:
     """The HTTP application over a store; its context is ``app.state.context``."""
     metrics = Metrics(store)
     app = _Application(title="featurespeed", version=__version__, description=DESCRIPTION)
-    app.state.context = Context(settings, store, DatasetLibrary(settings.datasets_dir), metrics)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    health = Look(lambda: (store.revision(), store.last_heartbeat()))
+    app.state.context = Context(settings, store, DatasetLibrary(settings.datasets_dir), metrics, health)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(RequestMiddleware, metrics=metrics)  # the last one added is the outermost
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from featurespeed.contract import FieldError, SpecError
 from featurespeed_service.api.datasets import DatasetLibrary
+from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.problems import BodyTooLarge
 from featurespeed_service.settings import Settings
@@ -28,6 +29,8 @@ class Context:
     store: JobStore
     datasets: DatasetLibrary
     metrics: Metrics
+    health: Look[tuple[str | None, float | None]]
+    """The database's revision, and the seconds since a dispatcher last showed life."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server is about to stop: event streams end."""
 

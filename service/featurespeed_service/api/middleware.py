@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -16,6 +17,37 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET without its body; a stream of events is ended at once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        started = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope["method"] = "HEAD"  # the server looks at it: no body follows the head's content-length
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                started.set()
+
+        async def receive_until_started() -> Message:
+            await started.wait()
+            return {"type": "http.disconnect"}
+
+        scope["method"] = "GET"  # in place: those outside read from it what the router has found
+        try:
+            await self._app(scope, receive_until_started, send_head)
+        finally:
+            scope["method"] = "HEAD"
 
 
 class RequestMiddleware:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,6 +26,13 @@ class BodyTooLarge(Exception):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the body has more than {limit} bytes, the limit here")
+        self.errors = (FieldError(field="body", value=None, bound=f"must have at most {limit} bytes"),)
+
+
+class NotReady(Exception):
+    """Requests should go elsewhere, or come later."""
+
+    headers = MappingProxyType({"Retry-After": "5"})
 
 
 class InvalidField(Exception):
@@ -34,40 +43,81 @@ class InvalidField(Exception):
         self.errors = (FieldError(field=field, value=value, bound=bound),)
 
 
-def problem(slug: str, title: str, status: HTTPStatus, detail: str, errors: tuple[FieldError, ...] = ()) -> Problem:
-    """A problem whose type is ``urn:featurespeed:problem:<slug>``."""
-    return Problem(type=PROBLEM + slug, title=title, status=status.value, detail=detail, errors=errors)
+@dataclass(frozen=True)
+class ProblemType:
+    """What all problems of one type have in common."""
+
+    title: str
+    status: HTTPStatus
+
+
+TYPES: dict[str, ProblemType] = {
+    "invalid-spec": ProblemType("Invalid specification", HTTPStatus.UNPROCESSABLE_ENTITY),
+    "invalid-request": ProblemType("Invalid request", HTTPStatus.UNPROCESSABLE_ENTITY),
+    "idempotency-conflict": ProblemType("Idempotency key reused", HTTPStatus.UNPROCESSABLE_ENTITY),
+    "not-found": ProblemType("Not found", HTTPStatus.NOT_FOUND),
+    "method-not-allowed": ProblemType("Method not allowed", HTTPStatus.METHOD_NOT_ALLOWED),
+    "conflict": ProblemType("The job's status does not allow this", HTTPStatus.CONFLICT),
+    "too-large": ProblemType("Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    "internal-error": ProblemType("Internal error", HTTPStatus.INTERNAL_SERVER_ERROR),
+    "not-ready": ProblemType("Not ready", HTTPStatus.SERVICE_UNAVAILABLE),
+}
+"""Every type of problem; its name is ``urn:featurespeed:problem:<key>``. docs/api.md explains each."""
+
+
+def problem(slug: str, detail: str, errors: Iterable[FieldError] = ()) -> Problem:
+    """A problem of one of TYPES."""
+    kind = TYPES[slug]
+    return Problem(type=PROBLEM + slug, title=kind.title, status=kind.status.value, detail=detail, errors=tuple(errors))
 
 
 def internal_error(request_id: str) -> Problem:
     """What a user hears of a fault in the service: where to look for it in the log."""
-    detail = f"something went wrong in the service; its log has the cause under request {request_id}"
-    return problem(INTERNAL_ERROR, "Internal error", HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+    return problem(
+        INTERNAL_ERROR, f"something went wrong in the service; its log has the cause under request {request_id}"
+    )
 
 
-def _invalid_query(error: RequestValidationError) -> Problem:
-    errors = tuple(
+def _invalid_query(_request: Request, error: RequestValidationError) -> Problem:
+    errors = [
         FieldError(field=".".join(str(p) for p in e["loc"][1:]) or "body", value=e.get("input"), bound=e["msg"])
         for e in error.errors()
-    )
-    detail = "; ".join(f"{e.field}: {e.bound}" for e in errors)
-    return problem("invalid-request", "Invalid request", HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
+    ]
+    return problem("invalid-request", "; ".join(f"{e.field}: {e.bound}" for e in errors), errors)
 
 
-def _http(error: HTTPException) -> Problem:
+def _http(request: Request, error: HTTPException) -> Problem:
+    """What the framework refuses. Beside these two it is nothing that our routes cause: a problem without a type."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        path = _short(request.url.path)
+        fault = FieldError(field="path", value=path, bound="must be a path of this service; /docs lists them")
+        return problem("not-found", f"nothing is at {path}", [fault])
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        fault = FieldError(field="method", value=_short(request.method), bound=f"must be {allowed} here")
+        return problem("method-not-allowed", f"{fault.field}: {fault.bound}", [fault])
     status = HTTPStatus(error.status_code)
-    slug = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}.get(status.value, f"http-{status.value}")
-    return problem(slug, status.phrase, status, str(error.detail))
+    return Problem(type="about:blank", title=status.phrase, status=status.value, detail=str(error.detail))
 
 
-def _cursor(error: InvalidCursor) -> Problem:
-    errors = (FieldError(field="cursor", value=str(error), bound="a next_cursor of this listing is required"),)
-    return problem("invalid-request", "Invalid request", HTTPStatus.UNPROCESSABLE_ENTITY, "cursor: unknown", errors)
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
-def _refused(slug: str, title: str, status: HTTPStatus) -> Callable[[Any], Problem]:
+def _cursor(_request: Request, error: InvalidCursor) -> Problem:
+    fault = FieldError(field="cursor", value=str(error), bound="a next_cursor of this listing is required")
+    return problem("invalid-request", "cursor: unknown", [fault])
+
+
+def _job_not_found(request: Request, error: JobNotFound) -> Problem:
+    job_id = _short(str(request.path_params.get("job_id")))
+    fault = FieldError(field="job_id", value=job_id, bound="must be the id of a job that is here")
+    return problem("not-found", str(error), [fault])
+
+
+def _refused(slug: str) -> Callable[[Request, Any], Problem]:
     """The problem of an exception whose text says all, with its ``errors`` if it has any."""
-    return lambda error: problem(slug, title, status, str(error), tuple(map(_shortened, getattr(error, "errors", ()))))
+    return lambda _, error: problem(slug, str(error), map(_shortened, getattr(error, "errors", ())))
 
 
 def _shortened(fault: FieldError) -> FieldError:
@@ -76,18 +126,22 @@ def _shortened(fault: FieldError) -> FieldError:
     return fault.model_copy(update={"value": shown(fault.value)}) if is_long else fault
 
 
-TABLE: dict[type[Exception], Callable[[Any], Problem]] = {
-    SpecError: _refused("invalid-spec", "Invalid specification", HTTPStatus.UNPROCESSABLE_ENTITY),
-    InvalidField: _refused("invalid-request", "Invalid request", HTTPStatus.UNPROCESSABLE_ENTITY),
-    BodyTooLarge: _refused("too-large", "Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    JobNotFound: _refused("not-found", "Job not found", HTTPStatus.NOT_FOUND),
-    WrongStatus: _refused("conflict", "The job's status does not allow this", HTTPStatus.CONFLICT),
-    IdempotencyConflict: _refused("idempotency-conflict", "Idempotency key reused", HTTPStatus.UNPROCESSABLE_ENTITY),
+TABLE: dict[type[Exception], Callable[[Request, Any], Problem]] = {
+    SpecError: _refused("invalid-spec"),
+    InvalidField: _refused("invalid-request"),
+    BodyTooLarge: _refused("too-large"),
+    JobNotFound: _job_not_found,
+    WrongStatus: _refused("conflict"),
+    IdempotencyConflict: _refused("idempotency-conflict"),
+    NotReady: _refused("not-ready"),
     InvalidCursor: _cursor,
     RequestValidationError: _invalid_query,
     HTTPException: _http,
 }
-"""Every exception that a user may cause, and the problem that tells of it. All others are internal errors."""
+"""Every exception that a user may cause, and the problem that tells of it. All others are internal errors.
+
+An exception's ``headers``, if it has any, go with the answer.
+"""
 
 
 def response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
@@ -101,9 +155,21 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(exception, _handler(make))
 
 
-def _handler(make: Callable[[Any], Problem]) -> Callable[[Request, Exception], Response]:
-    def handle(_request: Request, error: Exception) -> Response:
+def _handler(make: Callable[[Request, Any], Problem]) -> Callable[[Request, Exception], Response]:
+    def handle(request: Request, error: Exception) -> Response:
         headers = getattr(error, "headers", None)  # 405 names the methods that are allowed
-        return response(make(error), dict(headers) if headers else None)
+        return response(make(request, error), dict(headers) if headers else None)
 
     return handle
+
+
+def declared(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """What an operation says in OpenAPI of the problems that it may answer with."""
+    by_status: dict[int, list[str]] = {}
+    for slug in slugs:
+        by_status.setdefault(TYPES[slug].status.value, []).append(slug)
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": "; ".join(f"{TYPES[name].title} (`{name}`)" for name in names), "content": content}
+        for status, names in by_status.items()
+    }

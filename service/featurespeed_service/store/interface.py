@@ -99,6 +99,10 @@ class JobStore(ABC):
         """Do nothing but reach the database; raises whatever its driver raises."""
 
     @abstractmethod
+    def revision(self) -> str | None:
+        """The database's schema, as Alembic names it; ``migrating.head()`` is this program's."""
+
+    @abstractmethod
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
         """Queue a job, or return the one that the key has queued before; raises IdempotencyConflict."""
 

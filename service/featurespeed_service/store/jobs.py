@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.interface import Event, IdempotencyConflict, JobStore, Result, WrongStatus
+from featurespeed_service.store.migrating import current
 from featurespeed_service.store.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
 from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
 
@@ -37,6 +38,10 @@ class SqlJobStore(JobStore):
     def ping(self) -> None:
         with self._database.reading() as connection:
             connection.execute(select(1))
+
+    def revision(self) -> str | None:
+        with self._database.reading() as connection:
+            return current(connection)
 
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
         try:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from featurespeed.contract import Problem
 from featurespeed_service.api.context import Ctx, limited_body
+from featurespeed_service.api.problems import declared
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 DATASET_BODY = {
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["datasets"])
 @router.put(
     "/datasets/{sha256}",
     status_code=201,
-    responses={200: {"description": "Known already"}, 413: {"model": Problem}, 422: {"model": Problem}},
+    responses={200: {"description": "Known already"}, **declared("too-large", "invalid-spec", "invalid-request")},
     openapi_extra=DATASET_BODY,
 )
 async def put(context: Ctx, request: Request, response: Response, sha256: Sha256) -> dict[str, str]:

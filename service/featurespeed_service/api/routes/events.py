@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from featurespeed.contract import TERMINAL, Job, Problem
+from featurespeed.contract import TERMINAL, Job
 from featurespeed_service.api.context import Context, Ctx
+from featurespeed_service.api.problems import declared
 from featurespeed_service.store.interface import Event, JobNotFound
 
 POLL_SECONDS = 0.05
@@ -28,7 +29,9 @@ def existing_job(context: Ctx, job_id: str) -> Job:
     return context.store.get(job_id)
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses={404: {"model": Problem}})
+@router.get(
+    "/jobs/{job_id}/events", response_class=EventSourceResponse, responses=declared("not-found", "invalid-request")
+)
 async def events(
     context: Ctx,
     found: Annotated[Job, Depends(existing_job)],

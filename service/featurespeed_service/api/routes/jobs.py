@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 
 from featurespeed.budget import check_budget
-from featurespeed.contract import Job, JobPage, Kind, Problem, Report, Status, parse_request_json
+from featurespeed.contract import Job, JobPage, Kind, Report, Status, parse_request_json
 from featurespeed_service.api.context import Ctx, spec_body
+from featurespeed_service.api.problems import declared
 
-REFUSALS: dict[int | str, dict[str, Any]] = {404: {"model": Problem}, 409: {"model": Problem}}
+REFUSALS = declared("not-found", "conflict")
 SPEC_BODY = {
     "requestBody": {
         "required": True,
@@ -24,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 @router.post(
     "/jobs",
     status_code=202,
-    responses={409: {"model": Problem}, 413: {"model": Problem}, 422: {"model": Problem}},
+    responses=declared("too-large", "invalid-spec", "invalid-request", "idempotency-conflict"),
     openapi_extra=SPEC_BODY,
 )
 def submit(
@@ -43,7 +44,7 @@ def submit(
     return job
 
 
-@router.get("/jobs", responses={422: {"model": Problem}})
+@router.get("/jobs", responses=declared("invalid-request"))
 def page(
     context: Ctx,
     status: Annotated[Status | None, Query()] = None,
@@ -55,7 +56,7 @@ def page(
     return context.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
 
 
-@router.get("/jobs/{job_id}", responses={404: {"model": Problem}})
+@router.get("/jobs/{job_id}", responses=declared("not-found"))
 def get(context: Ctx, job_id: str) -> Job:
     """A job: its status, progress and request."""
     return context.store.get(job_id)
@@ -77,7 +78,7 @@ def _matches(if_none_match: str, tag: str) -> bool:
     return "*" in given or f'"{tag}"' in given
 
 
-@router.post("/jobs/{job_id}:cancel", status_code=202, responses={404: {"model": Problem}})
+@router.post("/jobs/{job_id}:cancel", status_code=202, responses=declared("not-found"))
 def cancel(context: Ctx, job_id: str) -> Job:
     """Ask a job to stop; one that has ended stays as it is."""
     return context.store.cancel(job_id)

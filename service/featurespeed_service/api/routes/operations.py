@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from featurespeed.contract import JobRequest, Report
-from featurespeed_service.api.context import Context, Ctx
-from featurespeed_service.api.problems import problem
-from featurespeed_service.api.problems import response as problem_response
+from featurespeed_service.api.context import Ctx
+from featurespeed_service.api.problems import NotReady, declared
+from featurespeed_service.store.migrating import head
 
 HEARTBEAT_TIMEOUT_SECONDS = 10.0
 """A dispatcher silent for so long is taken for gone."""
@@ -35,22 +34,26 @@ def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
-def readyz(context: Ctx) -> Response:
-    """Jobs are accepted, and somebody works on them."""
-    if reason := _why_not_ready(context):
-        return problem_response(problem("not-ready", "Not ready", HTTPStatus.SERVICE_UNAVAILABLE, reason))
-    return Response('{"status":"ready"}', media_type="application/json")
-
-
-def _why_not_ready(context: Context) -> str | None:
+@router.get("/readyz", responses=declared("not-ready"))
+async def readyz(context: Ctx) -> dict[str, str]:
+    """Jobs are accepted: the database answers, at this program's revision. Also told: whether a dispatcher lives."""
+    if context.stopping.is_set():
+        raise NotReady("the service is about to stop")
     try:
-        age = context.store.last_heartbeat()
+        revision, age = await context.health.ask()
+    except TimeoutError:
+        raise NotReady("the database does not answer") from None
     except Exception as error:
-        return f"the job store cannot be reached ({type(error).__name__})"
+        raise NotReady(f"the database cannot be reached ({type(error).__name__})") from None
+    if revision != head():
+        raise NotReady(f"the database is at revision {revision}, this program at {head()}")
+    return {"status": "ready", "dispatcher": _dispatcher(age)}
+
+
+def _dispatcher(age: float | None) -> str:
     if age is None:
-        return "no dispatcher has started yet"
-    return f"the dispatcher has been silent for {age:.0f} s" if age > HEARTBEAT_TIMEOUT_SECONDS else None
+        return "none yet"
+    return "alive" if age <= HEARTBEAT_TIMEOUT_SECONDS else f"silent for {age:.0f} s"
 
 
 @router.get("/metrics")
