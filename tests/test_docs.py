@@ -8,16 +8,25 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from featurespeed.contract import LayerMeasurement, Measurement, ProbeResult, Recommendation, Refinement
+from featurespeed.contract import (
+    Dataset,
+    JobRequest,
+    LayerMeasurement,
+    Measurement,
+    ProbeResult,
+    Recommendation,
+    Refinement,
+)
 from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
-from featurespeed_service.api.datasets import dataset_path
 from featurespeed_service.settings import PREFIX, Settings
 from featurespeed_workers.local import answer
 from tests.client.live import LiveService, live_service
@@ -77,6 +86,20 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert failures == []
 
 
+@contextmanager
+def _dataset(service: LiveService, request: JobRequest) -> Iterator[Path | None]:
+    """The dataset of a request as a file."""
+    if not isinstance(request.data, Dataset):
+        yield None
+        return
+    stored = service.store.datasets.find(request.data.sha256)
+    assert stored is not None
+    with tempfile.NamedTemporaryFile() as file:
+        file.writelines(service.store.datasets.read(stored))
+        file.flush()
+        yield Path(file.name)
+
+
 def _work(service: LiveService, stop: threading.Event, failures: list[Exception]) -> None:
     try:
         while not stop.wait(0.02):
@@ -84,8 +107,8 @@ def _work(service: LiveService, stop: threading.Event, failures: list[Exception]
             if (claim := service.store.claim("docs")) is None:
                 continue
             request = claim.job.request
-            dataset = dataset_path(service.settings.datasets_dir, request)
-            report = answer(request, dataset=dataset, threads=1)
+            with _dataset(service, request) as dataset:
+                report = answer(request, dataset=dataset, threads=1)
             service.store.succeed(claim.lease, report.model_dump_json())
     except Exception as error:
         failures.append(error)

@@ -11,8 +11,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from featurespeed import AsyncClient, Client
 from featurespeed.contract import Report, parse_request
@@ -23,6 +25,8 @@ from featurespeed_workers.probes import FIRST_STEP
 from tests.service.service_process import ServiceProcess
 
 SEEDS = (4, 0)
+SMALLEST_STORE = 75 * 2**20
+"""Bytes; Ray takes no less."""
 SPECS: dict[str, dict[str, Any]] = {
     "recommend": {
         "kind": "recommend",
@@ -76,7 +80,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with ServiceProcess(tmp_path_factory.mktemp("service"), engine="featurespeed_workers.stages") as service:
+    directory = tmp_path_factory.mktemp("service")
+    with ServiceProcess(directory, engine="featurespeed_workers.stages", object_store_bytes=SMALLEST_STORE) as service:
         service.wait_ready()
         yield str(service.http.base_url)
 
@@ -150,3 +155,14 @@ def test_the_same_numbers_whichever_way(case: str, address: str, tmp_path: Path)
         assert found == expected, way
         assert report.provenance.seeds == SEEDS
         assert report.provenance.threads == 1
+
+
+def test_the_same_numbers_from_a_dataset_that_ray_cannot_hold_in_memory(address: str, tmp_path: Path) -> None:
+    rows, path = 330_000, tmp_path / "large.safetensors"
+    inputs = np.random.default_rng(0).standard_normal((rows, 64), dtype=np.float32)
+    save_file({"inputs": inputs, "targets": np.arange(rows) % 10}, path)
+    assert path.stat().st_size > SMALLEST_STORE
+    spec = SPECS["recommend"] | {"data": {"kind": "dataset", "path": str(path), "batch_size": 32}}
+    here, there = command_line(spec), command_line(spec, "--server", address)
+    assert numbers(here) == numbers(there)
+    assert here.provenance.seeds == SEEDS

@@ -24,7 +24,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_dir: Path = Path("featurespeed-data")
-    """Directory of the SQLite file and of the uploaded datasets."""
+    """Directory of the SQLite file, and of uploads until they are checked."""
     database: str | None = None
     """SQLAlchemy URL; ``None`` is SQLite in ``data_dir``."""
 
@@ -49,6 +49,10 @@ class Settings(BaseModel):
     """torch threads of a cell. Part of what makes numbers repeat to the last bit."""
     gpus_per_cell: Annotated[float, Field(ge=0)] = 1.0
     """GPU share of a cell where the cluster has GPUs; 0 computes on the CPU."""
+    object_store_bytes: Annotated[int, Field(ge=75 * MIB)] = 128 * MIB
+    """Memory of the local Ray for what cells are given; a dataset beyond it goes through the disk."""
+    dataset_cache_bytes: Annotated[int, Field(ge=1)] = 1024 * MIB
+    """Datasets that each node keeps on its disk between cells."""
     engine: str = "featurespeed_workers.stages"
     """Module that is an Engine (``stages.py`` of the workers); tests put a slow or crashing one here."""
 
@@ -59,7 +63,7 @@ class Settings(BaseModel):
 
     @property
     def datasets_dir(self) -> Path:
-        """Directory of the uploaded datasets."""
+        """Directory of uploads until they are checked; the database has the others."""
         return self.data_dir / "datasets"
 
     @property

@@ -275,7 +275,9 @@ def test_datasets_are_stored_once_and_used(api):
     found = problem(api.http.post("/v1/jobs", json=with_dataset), 422, "invalid-spec")
     assert [(e.field, e.value) for e in found.errors] == [("data.sha256", sha256)]
     assert [api.http.put(f"/v1/datasets/{sha256}", content=content).status_code for _ in range(2)] == [201, 200]
-    assert (api.settings.datasets_dir / f"{sha256}.safetensors").read_bytes() == content
+    stored = api.store.datasets.find(sha256)
+    assert b"".join(api.store.datasets.read(stored)) == content
+    assert list(api.settings.datasets_dir.iterdir()) == []
     assert api.http.post("/v1/jobs", json=with_dataset).status_code == 202
     narrow = with_dataset | {"architecture": spec()["architecture"] | {"input_dim": 9}}
     found = problem(api.http.post("/v1/jobs", json=narrow), 422, "invalid-spec")

@@ -6,15 +6,18 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import ray
 
 from featurespeed.contract import JobError, JobRequest, MeasurementEvent, SpecError
+from featurespeed_workers.dataset_cache import cached_dataset, default_directory
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.stages import CellKey, Engine
 
@@ -36,6 +39,19 @@ TINY = {
 """What a worker computes to get warm."""
 
 
+@dataclass(frozen=True, eq=False)
+class SentDataset:
+    """A dataset on its way to the nodes; ``pieces`` refers to a list of references to its bytes.
+
+    A node that has it already fetches nothing.
+    """
+
+    sha256: str
+    size: int
+    pieces: Any
+    cache_bytes: int
+
+
 @dataclass(frozen=True)
 class CellCall:
     """What a task needs to know: the name of an Engine's module; request and finished ``inputs`` as JSON."""
@@ -44,7 +60,7 @@ class CellCall:
     request: str
     key: CellKey
     inputs: Mapping[CellKey, str]
-    dataset: str | None
+    dataset: SentDataset | None
     device: str | None
     threads: int
 
@@ -115,13 +131,36 @@ def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
 
     torch.set_num_threads(call.threads)  # holds for this thread alone
     request = JobRequest.model_validate_json(call.request)
-    dataset = Path(call.dataset) if call.dataset is not None else None
     engine = load_engine(call.engine)
     try:
-        cell = engine.run_cell(request, call.key, call.inputs, dataset=dataset, listener=listener, device=call.device)
+        with _local_file(call.dataset) as dataset:
+            cell = engine.run_cell(
+                request, call.key, call.inputs, dataset=dataset, listener=listener, device=call.device
+            )
     except (MeasurementError, SpecError) as error:
         return Item("failed", job_error(error).model_dump_json())
     return Item("cell", cell)
+
+
+@contextmanager
+def _local_file(dataset: SentDataset | None) -> Iterator[Path | None]:
+    """The dataset as a file of this node."""
+    if dataset is None:
+        yield None
+        return
+
+    def fetch() -> Iterator[bytes]:
+        for piece in ray.get(dataset.pieces):
+            yield ray.get(piece).data  # the array's own memory, in the object store
+
+    with cached_dataset(default_directory(), dataset.sha256, dataset.size, fetch, dataset.cache_bytes) as path:
+        yield path
+
+
+def send_dataset(sha256: str, size: int, pieces: Iterable[bytes], cache_bytes: int) -> SentDataset:
+    """Give a dataset to the cluster piece by piece; it stays there as long as this, or a task that is given it."""
+    sent = [ray.put(np.frombuffer(piece, dtype=np.uint8)) for piece in pieces]
+    return SentDataset(sha256, size, ray.put(sent), cache_bytes)
 
 
 class _Listener:

@@ -11,7 +11,6 @@ from featurespeed.contract import JobRequest, Problem
 from featurespeed.version import __version__
 from featurespeed_service.api import problems
 from featurespeed_service.api.context import Context
-from featurespeed_service.api.datasets import DatasetLibrary
 from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.middleware import HeadMiddleware, RequestMiddleware
@@ -53,7 +52,7 @@ def create_app(settings: Settings, store: JobStore) -> FastAPI:
     metrics = Metrics(store)
     app = _Application(title="featurespeed", version=__version__, description=DESCRIPTION)
     health = Look(lambda: (store.revision(), store.last_heartbeat()))
-    app.state.context = Context(settings, store, DatasetLibrary(settings.datasets_dir), metrics, health)
+    app.state.context = Context(settings, store, metrics, health)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, metrics=metrics)  # the last one added is the outermost
     problems.install(app)

@@ -27,12 +27,16 @@ class Context:
 
     settings: Settings
     store: JobStore
-    datasets: DatasetLibrary
     metrics: Metrics
     health: Look[tuple[str | None, float | None]]
     """The database's revision, and the seconds since a dispatcher last showed life."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server is about to stop: event streams end."""
+
+    @property
+    def datasets(self) -> DatasetLibrary:
+        """The datasets of the store's tenant."""
+        return DatasetLibrary(self.store.datasets, self.settings.datasets_dir)
 
 
 def context_of(request: Request) -> Context:

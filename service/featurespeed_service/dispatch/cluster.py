@@ -8,13 +8,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from featurespeed_service.settings import Settings
+from featurespeed_service.store.datasets import StoredDataset
 
 # Before ray is imported: it reads these once. The local cluster listens on every interface, hence the token.
 LOCAL_ENVIRONMENT = {
@@ -28,13 +29,10 @@ for _name, _value in LOCAL_ENVIRONMENT.items():
 
 import ray  # noqa: E402
 
-from featurespeed_workers.ray_tasks import CellCall, Item, cell_task, warm_up_task  # noqa: E402
+from featurespeed_workers.ray_tasks import CellCall, Item, SentDataset, cell_task, send_dataset, warm_up_task  # noqa: E402
 from featurespeed_workers.stages import CellKey  # noqa: E402
 
 log = logging.getLogger(__name__)
-
-OBJECT_STORE_BYTES = 128 * 2**20
-"""Cells and requests are small; the rest of the memory is the workers'."""
 
 DIRECTORY_PREFIX = "featurespeed-ray-"
 ITEMS_PER_POLL = 50
@@ -105,7 +103,13 @@ class Cluster:
         ready, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
         return len(ready) == len(references)
 
-    def submit(self, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: Path | None) -> CellTask:
+    def send(self, dataset: StoredDataset, pieces: Iterable[bytes]) -> SentDataset:
+        """Give a dataset to the cluster; it stays there as long as the answer does."""
+        return send_dataset(dataset.sha256, dataset.size, pieces, self._settings.dataset_cache_bytes)
+
+    def submit(
+        self, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: SentDataset | None
+    ) -> CellTask:
         """Start a cell; request and inputs, the finished cells that it is given, as JSON."""
         options = self._options()
         call = CellCall(
@@ -113,7 +117,7 @@ class Cluster:
             request=request,
             key=key,
             inputs=inputs,
-            dataset=str(dataset.absolute()) if dataset is not None else None,
+            dataset=dataset,
             device="cuda" if options["num_gpus"] else "cpu",
             threads=self._settings.threads,
         )
@@ -184,7 +188,7 @@ def connect(settings: Settings) -> Iterator[Cluster]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=settings.object_store_bytes,
                 _temp_dir=str(directory),
             )
             yield Cluster(settings)

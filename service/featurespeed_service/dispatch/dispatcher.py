@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from featurespeed.contract import JobError, SpecError
-from featurespeed_service.api.datasets import dataset_path
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
+from featurespeed_service.dispatch.datasets import SentDatasets
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.interface import Lease, LeaseLost, LeaseStore
@@ -52,6 +52,7 @@ class Dispatcher:
     def __init__(self, store: LeaseStore, cluster: Cluster, settings: Settings, engine: Engine) -> None:
         self._store = store
         self._cluster = cluster
+        self._datasets = SentDatasets(store, cluster)
         self._settings = settings
         self._engine = engine
         self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -109,8 +110,7 @@ class Dispatcher:
             if claim is None:
                 return
             log.info("job %s: attempt %d, %d cells done", claim.job.id, claim.lease.attempt, len(claim.cells))
-            dataset = dataset_path(self._settings.datasets_dir, claim.job.request)
-            self._jobs[claim.lease] = RunningJob(claim, dataset, self._engine)
+            self._jobs[claim.lease] = RunningJob(claim, self._engine)
 
     def _submit(self) -> None:
         """Fill the free slots, always from the job with the fewest cells running: no job waits behind a larger one."""
@@ -119,8 +119,16 @@ class Dispatcher:
             if not waiting:
                 return
             job = min(waiting, key=lambda job: len(job.tasks))
-            key = job.waiting.popleft()
-            job.start(key, self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset))
+            self._start(job)
+
+    def _start(self, job: RunningJob) -> None:
+        try:
+            job.dataset = job.dataset or self._datasets.of(job.tenant, job.request)
+        except SpecError as error:
+            self._end(job, job_error(error))
+            return
+        key = job.waiting.popleft()
+        job.start(key, self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset))
 
     def _hear(self, task: CellTask, heard: Item | Ended) -> None:
         if isinstance(heard, Ended):

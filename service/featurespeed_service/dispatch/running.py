@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from featurespeed.contract import Progress
 from featurespeed_service.dispatch.cluster import CellTask
 from featurespeed_service.store.interface import Claim
-from featurespeed_workers.ray_tasks import Item
+from featurespeed_workers.ray_tasks import Item, SentDataset
 from featurespeed_workers.stages import CellKey, Engine
 
 
@@ -24,12 +23,14 @@ class _Told(BaseModel):
 class RunningJob:
     """One claimed job. Cells that earlier attempts finished are done from the start; the engine says what is next."""
 
-    def __init__(self, claim: Claim, dataset: Path | None, engine: Engine) -> None:
+    def __init__(self, claim: Claim, engine: Engine) -> None:
         self.lease = claim.lease
         self.job = claim.job
         self.request = claim.job.request
         self.request_json = self.request.model_dump_json()
-        self.dataset = dataset
+        self.tenant = claim.tenant
+        self.dataset: SentDataset | None = None
+        """Sent to the cluster with the first cell that is submitted."""
         self.done = dict(claim.cells)
         self.waiting: deque[CellKey] = deque()
         self.tasks: dict[CellTask, CellKey] = {}

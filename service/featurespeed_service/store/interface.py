@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from featurespeed.contract import Job, JobError, JobPage, JobRequest, Kind, Progress, Status
+from featurespeed_service.store.datasets import DatasetStore
+from featurespeed_service.store.schema import LOCAL_TENANT
 
 EventType = Literal["status", "progress", "measurement"]
 
@@ -64,6 +66,7 @@ class Claim:
     lease: Lease
     job: Job
     cells: Mapping[str, str]
+    tenant: str = LOCAL_TENANT
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class JobStore(ABC):
     @abstractmethod
     def of_tenant(self, tenant: str) -> JobStore:
         """The same store for one tenant: jobs of others are not found, new ones belong to it."""
+
+    @property
+    @abstractmethod
+    def datasets(self) -> DatasetStore:
+        """The datasets of this store's tenant."""
 
     @abstractmethod
     def ping(self) -> None:
@@ -150,6 +158,10 @@ class LeaseStore(ABC):
 
         A job whose attempts are used up fails here, one that was asked to stop is cancelled here.
         """
+
+    @abstractmethod
+    def datasets_of(self, tenant: str) -> DatasetStore:
+        """The datasets that a tenant's jobs may name."""
 
     @abstractmethod
     def renew(self, lease: Lease) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
+from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_service.store.interface import Event, IdempotencyConflict, JobStore, Result, WrongStatus
 from featurespeed_service.store.migrating import current
 from featurespeed_service.store.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
@@ -27,6 +28,10 @@ class SqlJobStore(JobStore):
 
     def of_tenant(self, tenant: str) -> JobStore:
         return SqlJobStore(self._database, tenant)
+
+    @property
+    def datasets(self) -> DatasetStore:
+        return DatasetStore(self._database, self._tenant)
 
     @property
     def _submitter(self) -> str:

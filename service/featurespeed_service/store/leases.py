@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, inse
 
 from featurespeed.contract import Job, JobError, Progress, Status
 from featurespeed_service.store.database import Database
+from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_service.store.interface import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
@@ -68,10 +69,14 @@ class SqlLeaseStore(LeaseStore):
         job = move(connection, row, "running", now, **values)
         assert job is not None, "the row is locked"
         found = connection.execute(select(cells.c.key, cells.c.cell).where(cells.c.job_id == job.id))
-        return Claim(lease=Lease(job.id, attempt), job=job, cells={row.key: row.cell for row in found})
+        kept = {cell.key: cell.cell for cell in found}
+        return Claim(lease=Lease(job.id, attempt), job=job, cells=kept, tenant=row["tenant"])
 
     def _attempts_left(self, row: RowMapping) -> int:
         return self._max_attempts - int(row["attempt"] - row["releases"])
+
+    def datasets_of(self, tenant: str) -> DatasetStore:
+        return DatasetStore(self._database, tenant)
 
     def renew(self, lease: Lease) -> None:
         with self._database.writing() as connection:

@@ -106,14 +106,16 @@ datasets = Table(
     Column("tenant", String(64), primary_key=True),
     Column("sha256", String(64), primary_key=True),
     Column("size", BigInteger, nullable=False),  # bytes
+    Column("facts", Text, nullable=False),  # what its checks found: JSON
+    Column("upload", String(32), nullable=False, unique=True),  # whose chunks are its content
     Column("created_at", BigInteger, nullable=False),
 )
 
 dataset_chunks = Table(
     "dataset_chunks",
     metadata,
-    Column("tenant", String(64), primary_key=True),
-    Column("sha256", String(64), primary_key=True),
+    Column("upload", String(32), primary_key=True),
     Column("number", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),
 )

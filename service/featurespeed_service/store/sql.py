@@ -9,6 +9,7 @@ from featurespeed_service.store.database import Clock, Database, system_clock
 from featurespeed_service.store.interface import Store
 from featurespeed_service.store.jobs import SqlJobStore
 from featurespeed_service.store.leases import SqlLeaseStore
+from featurespeed_service.store.uploads import take_over
 
 
 class SqlStore(SqlJobStore, SqlLeaseStore, Store):
@@ -26,4 +27,6 @@ class SqlStore(SqlJobStore, SqlLeaseStore, Store):
 def open_store(settings: Settings, clock: Clock = system_clock) -> SqlStore:
     """The store that the settings name, its tables made. Raises as Database does, or OSError for the data directory."""
     Path(settings.datasets_dir).mkdir(parents=True, exist_ok=True)
-    return SqlStore(Database(settings.database_url, clock), settings.lease_seconds, settings.max_attempts)
+    store = SqlStore(Database(settings.database_url, clock), settings.lease_seconds, settings.max_attempts)
+    take_over(store.datasets, settings.datasets_dir)
+    return store

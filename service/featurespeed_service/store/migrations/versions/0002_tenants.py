@@ -36,13 +36,15 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(64), primary_key=True),
         sa.Column("sha256", sa.String(64), primary_key=True),
         sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("facts", sa.Text, nullable=False),
+        sa.Column("upload", sa.String(32), nullable=False, unique=True),
         sa.Column("created_at", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "dataset_chunks",
-        sa.Column("tenant", sa.String(64), primary_key=True),
-        sa.Column("sha256", sa.String(64), primary_key=True),
+        sa.Column("upload", sa.String(32), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
     )
 

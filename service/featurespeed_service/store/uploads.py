@@ -1,0 +1,44 @@
+"""From a file to a stored dataset: the check, and the uploads of before datasets lay in the database."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from featurespeed.contract import SpecError
+from featurespeed_service.store.datasets import DatasetStore
+from featurespeed_workers.dataset_files import DatasetInfo, check_dataset
+
+log = logging.getLogger(__name__)
+
+FACTS = TypeAdapter(DatasetInfo)
+"""What is known of a dataset, between its row and Python."""
+
+
+def publish(store: DatasetStore, sha256: str, path: Path) -> bool:
+    """Check a file that has this SHA-256 and store it; whether it is new. Raises SpecError if it is no dataset."""
+    if store.find(sha256) is not None:
+        return False
+    facts = FACTS.dump_json(check_dataset(path)).decode()
+    with path.open("rb") as content:
+        return store.add(sha256, facts, content)
+
+
+def take_over(store: DatasetStore, directory: Path) -> None:
+    """Move the files ``SHA-256.safetensors`` of a directory into the database; one that is damaged stays, and is named.
+
+    Each is stored before it is removed, so that breaking off loses nothing.
+    """
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with path.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != path.stem:
+                    log.warning("%s is left where it is: its SHA-256 is another", path)
+                    continue
+            publish(store, path.stem, path)
+            path.unlink(missing_ok=True)
+        except (SpecError, FileNotFoundError) as error:  # not found: another process has just moved it
+            log.warning("%s is left where it is: %s", path, error)
