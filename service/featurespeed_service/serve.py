@@ -1,11 +1,10 @@
-"""``featurespeed serve``: the API in this process, a dispatcher in a child."""
+"""``featurespeed serve``: the API in this process, a dispatcher in a child unless it runs elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,17 +13,12 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.dispatch.supervisor import Supervisor
-from featurespeed_service.settings import PREFIX, Settings
-from featurespeed_service.store.migrating import DatabaseTooNew
-from featurespeed_service.store.sql import open_store
+from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 
-BAD_INPUT = 2
 GRACE_SECONDS = 2
 """How long requests may go on after the service was told to stop."""
 
@@ -35,35 +29,28 @@ def serve(
     database: str | None = None,
     ray_address: str | None = None,
     data_dir: Path | None = None,
+    *,
+    dispatcher: bool = True,
 ) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status: 0, or 2 with one line on stderr if it cannot start.
 
     Port 0 takes a free one. Prints one line with the address to stdout once requests are answered. ``None`` leaves a
-    choice to the environment (``FEATURESPEED_*``).
+    choice to the environment (``FEATURESPEED_*``). Without ``dispatcher`` jobs wait for one that runs elsewhere.
     """
-    given = {"database": database, "ray_address": ray_address, "data_dir": data_dir}
     try:
-        settings = Settings.from_environment()
-        settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-        store = open_store(settings)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        return _refuse(f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']} (got {fault['input']!r})")
-    except (SQLAlchemyError, ImportError, OSError, DatabaseTooNew) as error:
-        return _refuse(f"cannot open the database: {str(error).splitlines()[0]}")
+        settings = settings_of(database, ray_address, data_dir)
+        store = opened(settings)
+    except CannotStart as error:
+        return refuse(error)
     with closing(store):
         try:
             listening = _listen(host, port)
         except (OSError, OverflowError) as error:
-            return _refuse(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
+            return refuse(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
         with listening:
-            _run(settings, create_app(settings, store), listening, host)
+            supervisor = Supervisor(settings) if dispatcher else None
+            _run(create_app(settings, store), listening, host, supervisor)
     return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"featurespeed: {message}", file=sys.stderr)
-    return BAD_INPUT
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -71,26 +58,27 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
-def _run(settings: Settings, app: Any, listening: socket.socket, host: str) -> None:
+def _run(app: Any, listening: socket.socket, host: str, supervisor: Supervisor | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s api %(levelname)s %(message)s")
-    supervisor = Supervisor(settings)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_SECONDS
     )
     server = _Server(config, address, supervisor, app.state.context)
-    supervisor.start()
+    if supervisor is not None:
+        supervisor.start()
     try:
         with _signals_kept():
             server.run(sockets=[listening])
     finally:
-        supervisor.stop()
+        if supervisor is not None:
+            supervisor.stop()
 
 
 class _Server(uvicorn.Server):
     """Tells when it listens, and tells the others when it is about to stop."""
 
-    def __init__(self, config: uvicorn.Config, address: str, supervisor: Supervisor, context: Context) -> None:
+    def __init__(self, config: uvicorn.Config, address: str, supervisor: Supervisor | None, context: Context) -> None:
         super().__init__(config)
         self._address = address
         self._supervisor = supervisor
@@ -102,7 +90,8 @@ class _Server(uvicorn.Server):
             print(f"featurespeed is listening on {self._address}", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._supervisor.begin_stop()
+        if self._supervisor is not None:
+            self._supervisor.begin_stop()
         self._context.stopping.set()
         super().handle_exit(sig, frame)
 

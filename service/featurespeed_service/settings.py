@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import make_url
 
 from featurespeed.budget import Budget
 
@@ -27,6 +28,8 @@ class Settings(BaseModel):
     """Directory of the SQLite file, and of uploads until they are checked."""
     database: str | None = None
     """SQLAlchemy URL; ``None`` is SQLite in ``data_dir``."""
+    database_password_file: Path | None = None
+    """File with the password that belongs into ``database``."""
 
     max_spec_bytes: Annotated[int, Field(ge=1)] = MIB
     max_dataset_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
@@ -58,8 +61,12 @@ class Settings(BaseModel):
 
     @property
     def database_url(self) -> str:
-        """The URL of the database, with the default filled in."""
-        return self.database or f"sqlite:///{self.data_dir / 'featurespeed.sqlite3'}"
+        """The URL of the database, with default and password filled in; raises OSError for the password's file."""
+        url = self.database or f"sqlite:///{self.data_dir / 'featurespeed.sqlite3'}"
+        if self.database_password_file is None:
+            return url
+        password = self.database_password_file.read_text().strip()
+        return make_url(url).set(password=password).render_as_string(hide_password=False)
 
     @property
     def datasets_dir(self) -> Path:

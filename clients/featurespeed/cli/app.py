@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from featurespeed.cli import serving
 from featurespeed.cli.ask import Question, answer
 from featurespeed.cli.outcome import DONE, INTERRUPTED, report
 from featurespeed.cli.output import check_out, deliver
@@ -102,22 +103,7 @@ def measure(
     _ask("measure", Question(spec, server, seeds, steps), as_json, out)
 
 
-@app.command(epilog="Example:\n\n  featurespeed serve --port 8000")
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    database: Annotated[
-        str | None, typer.Option(metavar="URL", help="SQLAlchemy URL; else a SQLite file in the data directory.")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="A Ray cluster; else one is started here.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where jobs and datasets are kept.")] = None,
-) -> int:
-    """Run the service until Ctrl-C."""
-    from featurespeed_service.serve import serve as run_service
-
-    return run_service(host, port, database, ray_address, data_dir)
+serving.register(app)
 
 
 def _ask(kind: Kind, question: Question, as_json: bool, out: Path | None) -> None:

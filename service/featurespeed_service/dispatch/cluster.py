@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from featurespeed_service.dispatch.reaching import NoCluster, wait_for
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.datasets import StoredDataset
 
@@ -169,11 +170,20 @@ def _hear(items: Any) -> Item | Ended:
         return Ended("error", str(error))
 
 
+def join(address: str) -> None:
+    """Make this process a driver of the Ray at ``address``; raises NoCluster."""
+    wait_for(address)  # ray.init itself would wait for two minutes, and then end the process
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise NoCluster(f"no Ray at {address}, or its token is another: {str(error).splitlines()[0]}") from error
+
+
 @contextmanager
 def connect(settings: Settings) -> Iterator[Cluster]:
     """A cluster: the one at ``settings.ray_address``, else a local one that ends with the context."""
     if settings.ray_address is not None:
-        ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+        join(settings.ray_address)
         try:
             yield Cluster(settings)
         finally:

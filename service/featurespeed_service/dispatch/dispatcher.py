@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -21,10 +22,11 @@ from featurespeed.contract import JobError, SpecError
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.dispatch.datasets import SentDatasets
+from featurespeed_service.dispatch.reaching import NoCluster
 from featurespeed_service.dispatch.running import RunningJob
+from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.interface import Lease, LeaseLost, LeaseStore
-from featurespeed_service.store.sql import open_store
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
@@ -247,28 +249,32 @@ def main() -> int:
     parser.add_argument("--exit-with-parent", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s dispatcher %(levelname)s %(message)s")
-    settings = Settings.from_environment()
     stop = threading.Event()
     _stop_on_signals(stop)
     if arguments.exit_with_parent:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-    store = open_store(settings)
-    with connect(settings) as cluster:
-        _stop_on_signals(stop)  # ray.init has replaced the handlers
-        warm = cluster.warm_up()
-        engine = load_engine(settings.engine)
-        end = time.monotonic() + WARM_UP_SECONDS
-        while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
-            pass
-        try:
-            Dispatcher(store, cluster, settings, engine).run(stop)  # gives its jobs back, whatever happens
-        except ClusterLost as error:
-            log.error("%s; the jobs go back to the queue", error)
-            store.close()
-            logging.shutdown()
-            os._exit(CLUSTER_LOST)  # Ray's own ending would wait for a node that is gone
-    store.close()
+    try:
+        settings = settings_of()
+        with closing(opened(settings)) as store, connect(settings) as cluster:
+            _work(store, cluster, settings, stop)
+    except (CannotStart, NoCluster) as error:
+        return refuse(str(error))
     return 0
+
+
+def _work(store: LeaseStore, cluster: Cluster, settings: Settings, stop: threading.Event) -> None:
+    _stop_on_signals(stop)  # ray.init has replaced the handlers
+    warm = cluster.warm_up()
+    engine = load_engine(settings.engine)
+    end = time.monotonic() + WARM_UP_SECONDS
+    while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
+        pass
+    try:
+        Dispatcher(store, cluster, settings, engine).run(stop)  # gives its jobs back, whatever happens
+    except ClusterLost as error:
+        log.error("%s; the jobs go back to the queue", error)
+        logging.shutdown()
+        os._exit(CLUSTER_LOST)  # Ray's own ending would wait for a node that is gone
 
 
 if __name__ == "__main__":

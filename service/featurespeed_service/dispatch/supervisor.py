@@ -16,7 +16,8 @@ from featurespeed_service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "featurespeed_service.dispatch.dispatcher", "--exit-with-parent")
+ALONE = (sys.executable, "-m", "featurespeed_service.dispatch.dispatcher")
+COMMAND = (*ALONE, "--exit-with-parent")
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 10.0
 STEADY_SECONDS = 30.0

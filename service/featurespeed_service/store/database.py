@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
-from featurespeed_service.store.migrating import upgrade
+from featurespeed_service.store.migrating import current, upgrade
 
 Clock = Callable[[], int]
 """The time in microseconds since 1970."""
@@ -54,6 +55,19 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def revision_of(url: str) -> str | None:
+    """The revision of a database's schema, ``None`` before its first migration; raises as Database does."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return None  # to connect would make the file
+    engine = _engine(url)
+    try:
+        with engine.begin() as connection:
+            return current(connection)
+    finally:
+        engine.dispose()
 
 
 def _engine(url: str) -> Engine:
