@@ -67,6 +67,13 @@ class Job(_Handle):
         self.info = finish(self._session.cancel(self.id))
         return self.info
 
+    def retry(self) -> Job:
+        """Queue a failed or cancelled job again, as a new job that takes over what was finished; raises Conflict.
+
+        However often it is asked for, it is one new job.
+        """
+        return Job(self._session, finish(self._session.retry(self.id)))
+
     def delete(self) -> None:
         """Delete the job and its report; raises Conflict if it has not ended."""
         finish(self._session.delete(self.id))
@@ -96,6 +103,10 @@ class AsyncJob(_Handle):
         """Ask for the job to be stopped; also updates ``info``."""
         self.info = await self._session.cancel(self.id)
         return self.info
+
+    async def retry(self) -> AsyncJob:
+        """See :meth:`Job.retry`."""
+        return AsyncJob(self._session, await self._session.retry(self.id))
 
     async def delete(self) -> None:
         """See :meth:`Job.delete`."""

@@ -1,7 +1,7 @@
 """When and how often a request is sent again: every number of the client's patience is here.
 
-All requests may be repeated: reading and PUT by nature, a submission by its Idempotency-Key, cancel and delete because
-doing them twice is doing them once.
+All requests may be repeated: reading and PUT by nature, a submission by its Idempotency-Key, cancel, retry and delete
+because doing them twice is doing them once.
 """
 
 from __future__ import annotations

@@ -131,6 +131,10 @@ class Session:
         await self.request("POST", f"{_path(job_id)}:cancel", deadline=deadline)
         return await self.job(job_id, deadline=deadline)
 
+    async def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; the new job. Raises NotFound, Conflict."""
+        return _parsed(Job, await self.request("POST", f"{_path(job_id)}:retry"))
+
     async def delete(self, job_id: str) -> None:
         """Delete a job that has ended; raises NotFound, Conflict."""
         await self.request("DELETE", _path(job_id))

@@ -14,6 +14,7 @@ from featurespeed.budget import Budget
 
 PREFIX = "FEATURESPEED_"
 MIB = 2**20
+DAY_SECONDS = 24 * 3600
 
 
 class Settings(BaseModel):
@@ -43,6 +44,9 @@ class Settings(BaseModel):
     """How often a job is started before a crash of its workers or dispatcher fails it."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 2.0
     """How long a cancelled cell may take to stop by itself before its process is ended."""
+
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90.0
+    """Jobs, with their reports, are deleted so long after their end; 0 keeps them for ever."""
 
     ray_address: str | None = None
     """Address of a Ray cluster; ``None`` starts a local Ray that ends with the dispatcher."""

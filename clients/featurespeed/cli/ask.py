@@ -38,12 +38,13 @@ def answer(kind: Kind, question: Question) -> Report:
             from featurespeed.cli.local import answer_here
 
             return answer_here(specification, listener)
-        with _client(question.server) as client:
+        with open_client(question.server) as client:
             method = client.recommend if kind == "recommend" else client.measure
             return method(specification, on_event=listener)
 
 
-def _client(server: str) -> Client:
+def open_client(server: str) -> Client:
+    """A client of the server that an option names; raises SpecError if that is no URL."""
     from featurespeed.client import Client
 
     try:

@@ -40,7 +40,10 @@ class JobError(Model):
 
 
 class Job(Model):
-    """One job as the service knows it; ``attempt`` counts how often a worker has started it."""
+    """One job as the service knows it; ``attempt`` counts how often a worker has started it.
+
+    ``retry_of``: the failed or cancelled job that this one repeats; its finished cells were taken over.
+    """
 
     id: str
     kind: Kind
@@ -52,6 +55,7 @@ class Job(Model):
     attempt: int
     error: JobError | None
     request: JobRequest
+    retry_of: str | None = None
 
 
 class JobPage(Model):

@@ -13,7 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from featurespeed.contract import FieldError, Problem, SpecError, shown
-from featurespeed_service.store.interface import IdempotencyConflict, InvalidCursor, JobNotFound, WrongStatus
+from featurespeed_service.store.interface import (
+    IdempotencyConflict,
+    InvalidCursor,
+    JobNotFound,
+    KeyOfDeletedJob,
+    WrongStatus,
+)
 
 PROBLEM = "urn:featurespeed:problem:"
 MEDIA_TYPE = "application/problem+json"
@@ -57,7 +63,7 @@ TYPES: dict[str, ProblemType] = {
     "idempotency-conflict": ProblemType("Idempotency key reused", HTTPStatus.UNPROCESSABLE_ENTITY),
     "not-found": ProblemType("Not found", HTTPStatus.NOT_FOUND),
     "method-not-allowed": ProblemType("Method not allowed", HTTPStatus.METHOD_NOT_ALLOWED),
-    "conflict": ProblemType("The job's status does not allow this", HTTPStatus.CONFLICT),
+    "conflict": ProblemType("The job does not allow this", HTTPStatus.CONFLICT),
     "too-large": ProblemType("Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     "internal-error": ProblemType("Internal error", HTTPStatus.INTERNAL_SERVER_ERROR),
     "not-ready": ProblemType("Not ready", HTTPStatus.SERVICE_UNAVAILABLE),
@@ -132,6 +138,7 @@ TABLE: dict[type[Exception], Callable[[Request, Any], Problem]] = {
     BodyTooLarge: _refused("too-large"),
     JobNotFound: _job_not_found,
     WrongStatus: _refused("conflict"),
+    KeyOfDeletedJob: _refused("conflict"),
     IdempotencyConflict: _refused("idempotency-conflict"),
     NotReady: _refused("not-ready"),
     InvalidCursor: _cursor,

@@ -22,11 +22,12 @@ from featurespeed.contract import JobError, SpecError
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.dispatch.datasets import SentDatasets
+from featurespeed_service.dispatch.housekeeping import Housekeeping
 from featurespeed_service.dispatch.reaching import NoCluster
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.interface import Lease, LeaseLost, Store
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
@@ -51,7 +52,7 @@ CLUSTER_LOST = 75
 class Dispatcher:
     """Works on jobs until it is told to stop. One thread: every decision is made in :meth:`step`."""
 
-    def __init__(self, store: LeaseStore, cluster: Cluster, settings: Settings, engine: Engine) -> None:
+    def __init__(self, store: Store, cluster: Cluster, settings: Settings, engine: Engine) -> None:
         self._store = store
         self._cluster = cluster
         self._datasets = SentDatasets(store, cluster)
@@ -61,6 +62,7 @@ class Dispatcher:
         self._jobs: dict[Lease, RunningJob] = {}
         self._doomed: dict[CellTask, float] = {}  # cancelled tasks, and when their grace ends
         self._slots = cluster.slots
+        self._housekeeping = Housekeeping(store, settings)
         self._due = {"beat": 0.0, "renew": 0.0, "slots": 0.0}
 
     def run(self, stop: threading.Event) -> None:
@@ -86,6 +88,7 @@ class Dispatcher:
         for lease, what in self._store.stop_requests(self._jobs).items():
             self._stop(lease, what)
         self._force()
+        self._housekeeping.step()
 
     def _is_due(self, what: str, every: float) -> bool:
         now = time.monotonic()

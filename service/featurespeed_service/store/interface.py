@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from featurespeed.contract import Job, JobError, JobPage, JobRequest, Kind, Progress, Status
+from featurespeed.contract import TERMINAL, Job, JobError, JobPage, JobRequest, Kind, Progress, Status
 from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_service.store.schema import LOCAL_TENANT
 
@@ -21,6 +21,10 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "cancelled": frozenset(),
 }
 """From each status, those that a job may have next. ``running`` to ``queued`` is an attempt that ended early."""
+
+
+DEAD: frozenset[Status] = frozenset({"failed", "cancelled"})
+"""Ended without a report: such a job stays, with its error and its finished cells, until it is retried or pruned."""
 
 
 class StoreError(Exception):
@@ -37,6 +41,10 @@ class InvalidCursor(StoreError):
 
 class IdempotencyConflict(StoreError):
     """The idempotency key was used before, with another request."""
+
+
+class KeyOfDeletedJob(StoreError):
+    """The idempotency key was used before, and its job has been deleted since: it makes no second one."""
 
 
 class WrongStatus(StoreError):
@@ -112,7 +120,17 @@ class JobStore(ABC):
 
     @abstractmethod
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
-        """Queue a job, or return the one that the key has queued before; raises IdempotencyConflict."""
+        """Queue a job, or return the one that the key has queued before.
+
+        Raises IdempotencyConflict, KeyOfDeletedJob.
+        """
+
+    @abstractmethod
+    def resubmit(self, job_id: str) -> Job:
+        """Queue the request of a failed or cancelled job again, as a new job that takes over its finished cells.
+
+        However often it is asked for, it is one new job. Raises JobNotFound, WrongStatus.
+        """
 
     @abstractmethod
     def get(self, job_id: str) -> Job:
@@ -211,5 +229,28 @@ class LeaseStore(ABC):
         """Forget a dispatcher that stops."""
 
 
-class Store(JobStore, LeaseStore, ABC):
-    """Both halves in one."""
+class RetentionStore(ABC):
+    """What is kept for how long. Each call is one short transaction; a batch that is full means: call again."""
+
+    @abstractmethod
+    def prunable(self, *, seconds: float, statuses: Collection[Status] = TERMINAL) -> Mapping[Status, int]:
+        """How many jobs, by status, ended at least so long ago."""
+
+    @abstractmethod
+    def prune(self, *, seconds: float, statuses: Collection[Status] = TERMINAL, limit: int = 100) -> int:
+        """Remove jobs that ended at least so long ago, with all that belongs to them; how many."""
+
+    @abstractmethod
+    def thin(self, *, seconds: float, limit: int = 100) -> int:
+        """Of jobs that ended so long ago keep what is still asked for: status events, reports, cells of dead ones.
+
+        How many jobs were thinned.
+        """
+
+    @abstractmethod
+    def forget_keys(self) -> int:
+        """Remove the idempotency keys of deleted jobs that nobody sends any more; how many."""
+
+
+class Store(JobStore, LeaseStore, RetentionStore, ABC):
+    """All of it in one."""

@@ -3,19 +3,28 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.interface import Event, IdempotencyConflict, JobStore, Result, WrongStatus
+from featurespeed_service.store.interface import (
+    DEAD,
+    Event,
+    IdempotencyConflict,
+    JobNotFound,
+    JobStore,
+    KeyOfDeletedJob,
+    Result,
+    WrongStatus,
+)
 from featurespeed_service.store.migrating import current
-from featurespeed_service.store.rows import LISTED, emit, find, from_cursor, move, to_cursor, to_job
+from featurespeed_service.store.retention import delete_jobs
+from featurespeed_service.store.rows import LISTED, find, from_cursor, insert_job, move, to_cursor, to_job
 from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
 
 
@@ -68,27 +77,37 @@ class SqlJobStore(JobStore):
             return None
         if row["request_sha256"] != request.sha256:
             raise IdempotencyConflict(f"the idempotency key {key!r} was used for another request")
-        return to_job(self._find(connection, row["job_id"]))
+        try:
+            return to_job(self._find(connection, row["job_id"]), request)
+        except JobNotFound:
+            raise KeyOfDeletedJob(
+                f"the job of the idempotency key {key!r} was deleted; a new job needs a new key"
+            ) from None
 
     def _insert(self, connection: Connection, request: JobRequest, key: str | None) -> Job:
-        job_id = f"job_{secrets.token_hex(12)}"
-        connection.execute(
-            insert(jobs).values(
-                id=job_id,
-                tenant=self._submitter,
-                kind=request.kind,
-                status="queued",
-                request=request.model_dump_json(),
-                created_at=self._database.clock(),
-                cells_total=request.cells_total,
-            )
-        )
+        job = insert_job(connection, request, self._database.clock(), tenant=self._submitter)
         if key is not None:
-            values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job_id}
+            values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job.id}
             connection.execute(insert(idempotency_keys).values(values))
-        job = to_job(self._find(connection, job_id))
-        emit(connection, job_id, "status", job.model_dump_json())
         return job
+
+    def resubmit(self, job_id: str) -> Job:
+        with self._database.writing() as connection:
+            row = self._find(connection, job_id, lock=True)
+            again = select(*LISTED).where(jobs.c.retry_of == job_id)
+            if known := connection.execute(again).mappings().one_or_none():
+                return to_job(known)
+            job = to_job(row)
+            if job.status not in DEAD:
+                raise WrongStatus(
+                    job, f"job {job_id} is {job.status}; only a job that failed or was cancelled is retried"
+                )
+            done = connection.execute(select(func.count()).where(cells.c.job_id == job_id)).scalar_one()
+            now, tenant = self._database.clock(), row["tenant"]
+            new = insert_job(connection, job.request, now, tenant=tenant, retry_of=job_id, done=done)
+            taken = select(literal(new.id), cells.c.key, cells.c.cell).where(cells.c.job_id == job_id)
+            connection.execute(insert(cells).from_select(["job_id", "key", "cell"], taken))
+            return new
 
     def get(self, job_id: str) -> Job:
         with self._database.reading() as connection:
@@ -145,9 +164,7 @@ class SqlJobStore(JobStore):
             job = to_job(self._find(connection, job_id, lock=True))
             if job.status not in TERMINAL:
                 raise WrongStatus(job, f"job {job_id} is {job.status}; cancel it, and delete it when it has ended")
-            for table in (cells, events, idempotency_keys):
-                connection.execute(delete(table).where(table.c.job_id == job_id))
-            connection.execute(delete(jobs).where(jobs.c.id == job_id))
+            delete_jobs(connection, [job_id], self._database.clock())
 
     def counts(self) -> Mapping[Status, int]:
         query = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)

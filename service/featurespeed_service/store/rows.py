@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import secrets
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +20,8 @@ LISTED = [c for c in jobs.c if c.name not in ("result", "result_sha256")]
 """The columns that a contract.Job is made of: all but the result, which may be large."""
 
 
-def to_job(row: RowMapping) -> Job:
-    """A row of ``jobs`` as the contract's Job."""
+def to_job(row: Mapping[str, Any] | RowMapping, request: JobRequest | None = None) -> Job:
+    """A row of ``jobs`` as the contract's Job; ``request`` is that of the row, if it has been parsed already."""
     error = row["error_type"]
     return Job(
         id=row["id"],
@@ -36,7 +38,8 @@ def to_job(row: RowMapping) -> Job:
         finished_at=_time(row["finished_at"]) if row["finished_at"] is not None else None,
         attempt=row["attempt"],
         error=JobError(type=error, detail=row["error_detail"]) if error is not None else None,
-        request=JobRequest.model_validate_json(row["request"]),
+        request=request or JobRequest.model_validate_json(row["request"]),
+        retry_of=row["retry_of"],
     )
 
 
@@ -72,9 +75,10 @@ def move(
     if to in TERMINAL:
         values |= {"finished_at": now}
     same = (jobs.c.id == row["id"], jobs.c.status == row["status"], *fence)
-    if connection.execute(update(jobs).where(*same).values(status=to, **values)).rowcount == 0:
+    changed = update(jobs).where(*same).values(status=to, **values).returning(*LISTED)
+    if (new := connection.execute(changed).mappings().one_or_none()) is None:
         return None
-    job = to_job(find(connection, row["id"]))
+    job = to_job(new)
     emit(connection, job.id, "status", job.model_dump_json())
     return job
 
@@ -82,6 +86,38 @@ def move(
 def emit(connection: Connection, job_id: str, type: EventType, *data: str) -> None:
     """Append events to a job whose row this transaction has written, which keeps others from taking the same number."""
     last = connection.execute(select(func.max(events.c.seq)).where(events.c.job_id == job_id)).scalar() or 0
+    _append(connection, job_id, last, type, data)
+
+
+def insert_job(
+    connection: Connection, request: JobRequest, now: int, *, tenant: str, retry_of: str | None = None, done: int = 0
+) -> Job:
+    """A new job in the queue, of whose cells ``done`` are there already; told as its first event."""
+    row = {
+        "id": f"job_{secrets.token_hex(12)}",
+        "tenant": tenant,
+        "kind": request.kind,
+        "status": "queued",
+        "request": request.model_dump_json(),
+        "created_at": now,
+        "started_at": None,
+        "finished_at": None,
+        "attempt": 0,
+        "cells_done": done,
+        "cells_total": request.cells_total,
+        "fraction": min(1.0, done / request.cells_total),
+        "message": "",
+        "error_type": None,
+        "error_detail": None,
+        "retry_of": retry_of,
+    }
+    connection.execute(insert(jobs).values(row))
+    job = to_job(row, request)  # what was written, without asking for it again
+    _append(connection, job.id, 0, "status", (job.model_dump_json(),))
+    return job
+
+
+def _append(connection: Connection, job_id: str, last: int, type: EventType, data: Sequence[str]) -> None:
     new = [{"job_id": job_id, "seq": last + i, "type": type, "data": d} for i, d in enumerate(data, 1)]
     if new:
         connection.execute(insert(events), new)

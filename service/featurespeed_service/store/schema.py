@@ -49,9 +49,12 @@ jobs = Table(
     Column("error_detail", Text),
     Column("result", Text),
     Column("result_sha256", String(64)),
+    Column("retry_of", String(64)),  # the failed or cancelled job that this one repeats; may be gone
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_by_status", "status", "created_at"),
     Index("jobs_by_tenant", "tenant", "status", "created_at"),
+    Index("jobs_by_end", "finished_at"),
+    Index("jobs_by_retry_of", "retry_of", unique=True),
 )
 
 cells = Table(
@@ -77,7 +80,8 @@ idempotency_keys = Table(
     Column("tenant", String(64), primary_key=True, server_default=LOCAL_TENANT),
     Column("key", String(255), primary_key=True),
     Column("request_sha256", String(64), nullable=False),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("job_id", String(64), nullable=False, index=True),  # the job may be gone: its key outlives it for a while
+    Column("forget_at", BigInteger),  # set once the job is gone
 )
 
 dispatchers = Table(

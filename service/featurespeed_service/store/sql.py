@@ -9,15 +9,17 @@ from featurespeed_service.store.database import Clock, Database, system_clock
 from featurespeed_service.store.interface import Store
 from featurespeed_service.store.jobs import SqlJobStore
 from featurespeed_service.store.leases import SqlLeaseStore
+from featurespeed_service.store.retention import SqlRetention
 from featurespeed_service.store.uploads import take_over
 
 
-class SqlStore(SqlJobStore, SqlLeaseStore, Store):
-    """Both halves over one database."""
+class SqlStore(SqlJobStore, SqlLeaseStore, SqlRetention, Store):
+    """All parts over one database."""
 
     def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 3) -> None:
         SqlJobStore.__init__(self, database)
         SqlLeaseStore.__init__(self, database, lease_seconds, max_attempts)
+        SqlRetention.__init__(self, database)
 
     def close(self) -> None:
         """Close all connections."""

@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 @router.post(
     "/jobs",
     status_code=202,
-    responses=declared("too-large", "invalid-spec", "invalid-request", "idempotency-conflict"),
+    responses=declared("too-large", "invalid-spec", "invalid-request", "idempotency-conflict", "conflict"),
     openapi_extra=SPEC_BODY,
 )
 def submit(
@@ -82,6 +82,23 @@ def _matches(if_none_match: str, tag: str) -> bool:
 def cancel(context: Ctx, job_id: str) -> Job:
     """Ask a job to stop; one that has ended stays as it is."""
     return context.store.cancel(job_id)
+
+
+@router.post(
+    "/jobs/{job_id}:retry", status_code=202, responses=declared("not-found", "conflict", "invalid-spec")
+)
+def retry(context: Ctx, response: Response, job_id: str) -> Job:
+    """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
+
+    However often it is asked for, it is one new job: if that fails too, retry that one.
+    """
+    request = context.store.get(job_id).request
+    check_budget(request, context.settings.budget)  # either may have changed since
+    context.datasets.check(request)
+    job = context.store.resubmit(job_id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = "1"
+    return job
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=REFUSALS)

@@ -1,4 +1,4 @@
-"""Tenants and their API keys; datasets move into the database.
+"""Tenants and their API keys; datasets move into the database; jobs that repeat others, and keys that outlive theirs.
 
 Revision ID: 0002
 Revises: 0001
@@ -20,6 +20,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("tenant", sa.String(64), nullable=False, server_default=LOCAL))
     op.create_index("jobs_by_tenant", "jobs", ["tenant", "status", "created_at"])
     _key_idempotency_keys_by_tenant()
+    op.add_column("jobs", sa.Column("retry_of", sa.String(64)))
+    op.create_index("jobs_by_retry_of", "jobs", ["retry_of"], unique=True)
+    op.create_index("jobs_by_end", "jobs", ["finished_at"])
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -57,7 +60,8 @@ def _key_idempotency_keys_by_tenant() -> None:
         sa.Column("tenant", sa.String(64), nullable=False, server_default=LOCAL),
         sa.Column("key", sa.String(255), nullable=False),
         sa.Column("request_sha256", sa.String(64), nullable=False),
-        sa.Column("job_id", sa.String(64), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.Column("job_id", sa.String(64), nullable=False),
+        sa.Column("forget_at", sa.BigInteger),
         sa.PrimaryKeyConstraint("tenant", "key", name="idempotency_keys_by_tenant"),
     )
     op.execute(
