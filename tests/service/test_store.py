@@ -12,6 +12,7 @@ from featurespeed_service.store.interface import (
     IdempotencyConflict,
     InvalidCursor,
     JobNotFound,
+    KeyOfDeletedJob,
     Lease,
     LeaseLost,
     WrongStatus,
@@ -266,7 +267,8 @@ def test_delete_is_for_finished_jobs_and_complete(store):
     for call in (store.get, store.delete, store.cancel, store.result):
         with pytest.raises(JobNotFound):
             call(job.id)
-    assert store.submit(request(), "key").id != job.id
+    with pytest.raises(KeyOfDeletedJob):
+        store.submit(request(), "key")
 
 
 def test_result_of_a_job_without_one(store):

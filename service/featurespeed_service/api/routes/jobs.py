@@ -84,9 +84,7 @@ def cancel(context: Ctx, job_id: str) -> Job:
     return context.store.cancel(job_id)
 
 
-@router.post(
-    "/jobs/{job_id}:retry", status_code=202, responses=declared("not-found", "conflict", "invalid-spec")
-)
+@router.post("/jobs/{job_id}:retry", status_code=202, responses=declared("not-found", "conflict", "invalid-spec"))
 def retry(context: Ctx, response: Response, job_id: str) -> Job:
     """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
 
