@@ -265,7 +265,7 @@ def main() -> int:
     return 0
 
 
-def _work(store: LeaseStore, cluster: Cluster, settings: Settings, stop: threading.Event) -> None:
+def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Event) -> None:
     _stop_on_signals(stop)  # ray.init has replaced the handlers
     warm = cluster.warm_up()
     engine = load_engine(settings.engine)
