@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from featurespeed_service import logs
 from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.dispatch.supervisor import Supervisor
@@ -39,6 +39,7 @@ def serve(
     """
     try:
         settings = settings_of(database, ray_address, data_dir)
+        logs.configure("api", settings)
         store = opened(settings)
     except CannotStart as error:
         return refuse(error)
@@ -59,7 +60,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(app: Any, listening: socket.socket, host: str, supervisor: Supervisor | None) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s api %(levelname)s %(message)s")
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_SECONDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import make_url
@@ -62,6 +62,11 @@ class Settings(BaseModel):
     """Datasets that each node keeps on its disk between cells."""
     engine: str = "featurespeed_workers.stages"
     """Module that is an Engine (``stages.py`` of the workers); tests put a slow or crashing one here."""
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """``auto`` is ``console`` where standard error is a terminal, else ``json``: an object a line."""
+    log_level: Literal["auto", "debug", "info", "warning", "error"] = "auto"
+    """``auto`` is ``warning`` at a terminal, else ``info``, with a line for each request and attempt."""
 
     @property
     def database_url(self) -> str:

@@ -337,7 +337,7 @@ def test_metrics(api):
     api.http.get("/v1/jobs/nobody")
     answer = api.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert 'featurespeed_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"}' in answer.text
+    assert 'featurespeed_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"}' in answer.text
     counts = api.store.counts()
     for status, count in counts.items():
         assert f'featurespeed_jobs{{status="{status}"}} {float(count)}' in answer.text

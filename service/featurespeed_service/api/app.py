@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.middleware import HeadMiddleware, RequestMiddleware
 from featurespeed_service.api.routes import datasets, events, jobs, operations
+from featurespeed_service.api.watching import Watcher
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.interface import JobStore
 
@@ -49,10 +51,18 @@ def _complete(document: dict[str, Any]) -> None:
 
 def create_app(settings: Settings, store: JobStore) -> FastAPI:
     """The HTTP application over a store; its context is ``app.state.context``."""
-    metrics = Metrics(store)
+    metrics, stopping = Metrics(__version__), asyncio.Event()
     app = _Application(title="featurespeed", version=__version__, description=DESCRIPTION)
     health = Look(lambda: (store.revision(), store.last_heartbeat()))
-    app.state.context = Context(settings, store, metrics, health)
+    app.state.context = Context(
+        settings,
+        store,
+        metrics,
+        health,
+        statistics=Look(lambda: store.statistics(settings.lease_seconds)),
+        watcher=Watcher(lambda job_ids: store.newest_events(job_ids), stopping),
+        stopping=stopping,
+    )
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, metrics=metrics)  # the last one added is the outermost
     problems.install(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,8 +14,9 @@ from featurespeed_service.api.datasets import DatasetLibrary
 from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.problems import BodyTooLarge
+from featurespeed_service.api.watching import Watcher
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import JobStore
+from featurespeed_service.store.interface import JobStore, Statistics
 
 DISCARDED_BYTES = 16 * 2**20
 """Bytes beyond a limit that are still read, so that a client which sends first hears the answer."""
@@ -30,7 +31,9 @@ class Context:
     metrics: Metrics
     health: Look[tuple[str | None, float | None]]
     """The database's revision, and the seconds since a dispatcher last showed life."""
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    statistics: Look[Statistics]
+    watcher: Watcher
+    stopping: asyncio.Event
     """Set when the server is about to stop: event streams end."""
 
     @property

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
+from collections.abc import Sequence
+from typing import Any, cast
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from featurespeed_service import logs
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.problems import internal_error, response
 
-log = logging.getLogger(__name__)
+log = logs.get(__name__)
 
 REQUEST_ID = "x-request-id"
+JOBS = "/v1/jobs/"
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked every few seconds by machines: their lines would hide the others."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -62,25 +67,46 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, start, started = secrets.token_hex(8), time.perf_counter(), False
+        request_id, start = secrets.token_hex(8), time.perf_counter()
+        scope[logs.REQUEST_ID] = request_id
+        head: list[Message] = []
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                head.append(message)
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
-                self._observe(scope, message["status"], time.perf_counter() - start)
+                self._metrics.observe(_method(scope), _route(scope), message["status"], time.perf_counter() - start)
             await send(message)
 
+        token = logs.request_scope.set(cast("dict[str, Any]", scope))
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
-            if started:
+            log.exception("request failed", request_id=request_id, method=_method(scope), path=scope["path"])
+            if head:
                 raise  # the answer is cut off, which is all that can still be told
             await response(internal_error(request_id))(scope, receive, send_with_id)
+        finally:
+            _log_request(scope, head, time.perf_counter() - start)
+            logs.request_scope.reset(token)
 
-    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.observe(method, route, status, seconds)
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "unknown")
+
+
+def _log_request(scope: Scope, head: Sequence[Message], seconds: float) -> None:
+    """One line a request, when all of it is answered."""
+    facts: dict[str, Any] = {"method": _method(scope), "route": _route(scope)}
+    facts["status"] = head[0]["status"] if head else None
+    facts["seconds"] = round(seconds, 4)
+    if tenant := scope.get("state", {}).get("tenant"):
+        facts["tenant"] = str(tenant)
+    location = MutableHeaders(scope=head[0]).get("location", "") if head else ""
+    if location.startswith(JOBS):  # the job that this request has made
+        facts["job_id"] = location.removeprefix(JOBS)
+    (log.debug if facts["route"] in PROBES else log.info)("request", **facts)

@@ -17,8 +17,10 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from types import FrameType
+from typing import Any
 
-from featurespeed.contract import JobError, SpecError
+from featurespeed.contract import Job, JobError, SpecError
+from featurespeed_service import logs
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.dispatch.datasets import SentDatasets
@@ -27,12 +29,13 @@ from featurespeed_service.dispatch.reaching import NoCluster
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
+from featurespeed_service.store.counters import Tally
 from featurespeed_service.store.interface import Lease, LeaseLost, Store
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
 
-log = logging.getLogger(__name__)
+log = logs.get(__name__)
 
 POLL_SECONDS = 0.03
 """Longest pause between two looks at queue and tasks; an idle dispatcher's part in a job's latency."""
@@ -63,6 +66,8 @@ class Dispatcher:
         self._doomed: dict[CellTask, float] = {}  # cancelled tasks, and when their grace ends
         self._slots = cluster.slots
         self._housekeeping = Housekeeping(store, settings)
+        self._tally = Tally()
+        self._started: dict[CellTask, float] = {}
         self._due = {"beat": 0.0, "renew": 0.0, "slots": 0.0}
 
     def run(self, stop: threading.Event) -> None:
@@ -99,7 +104,8 @@ class Dispatcher:
 
     def _keep_alive(self) -> None:
         if self._is_due("beat", HEARTBEAT_SECONDS):
-            self._store.beat(self._owner)
+            self._store.beat(self._owner, self._tally.counted)
+            self._tally = Tally()
         if self._is_due("slots", SLOTS_SECONDS):
             self._slots = self._cluster.slots
         if self._is_due("renew", self._settings.lease_seconds / 3):
@@ -107,6 +113,7 @@ class Dispatcher:
                 try:
                     self._store.renew(lease)
                 except LeaseLost:
+                    self._lost(lease)
                     self._drop(lease)
 
     def _claim(self) -> None:
@@ -114,7 +121,8 @@ class Dispatcher:
             claim = self._store.claim(self._owner)
             if claim is None:
                 return
-            log.info("job %s: attempt %d, %d cells done", claim.job.id, claim.lease.attempt, len(claim.cells))
+            log.info("attempt started", **_of(claim.lease), cells_done=len(claim.cells))
+            self._tally.count("attempts")
             self._jobs[claim.lease] = RunningJob(claim, self._engine)
 
     def _submit(self) -> None:
@@ -133,17 +141,22 @@ class Dispatcher:
             self._end(job, job_error(error))
             return
         key = job.waiting.popleft()
-        job.start(key, self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset))
+        task = self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset)
+        self._started[task] = time.monotonic()
+        job.start(key, task)
 
     def _hear(self, task: CellTask, heard: Item | Ended) -> None:
         if isinstance(heard, Ended):
             self._doomed.pop(task, None)
+            self._started.pop(task, None)
         job = next((job for job in self._jobs.values() if task in job.tasks), None)
         if job is None:  # of a job that has ended
             return
         if isinstance(heard, Item) and heard.kind == "failed":
             self._end(job, JobError.model_validate_json(heard.text))
         elif isinstance(heard, Item):
+            if heard.kind == "cell":
+                self._tally.observe_cell(job.request.kind, time.monotonic() - self._started[task])
             job.hear(task, heard)
         else:
             key = job.tasks.pop(task)
@@ -154,16 +167,17 @@ class Dispatcher:
         if ended.how == "error":
             self._end(job, _internal_error(job, ended.text))
             return
-        log.warning("job %s: %s %s: %s", job.job.id, key, ended.how, ended.text)
+        log.warning("cell ended early", **_of(job.lease), cell=key, how=ended.how, text=ended.text)
+        self._tally.count("worker_crashes")
         self._end(job, JobError(type=WORKER_CRASHED, detail=f"the worker of {key} died"), retry=True)
 
     def _end(self, job: RunningJob, error: JobError, *, retry: bool = False) -> None:
         """End this attempt with an error, its finished cells kept."""
         try:
             self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
-            (self._store.retry if retry else self._store.fail)(job.lease, error)
+            self._ended((self._store.retry if retry else self._store.fail)(job.lease, error), job.lease)
         except LeaseLost:
-            log.warning("job %s: lease lost", job.job.id)
+            self._lost(job.lease)
         self._drop(job.lease)
 
     def _write(self, job: RunningJob) -> None:
@@ -175,7 +189,7 @@ class Dispatcher:
             if job.is_complete:
                 self._assemble(job)
         except LeaseLost:
-            log.warning("job %s: lease lost", job.job.id)
+            self._lost(job.lease)
             self._drop(job.lease)
 
     def _assemble(self, job: RunningJob) -> None:
@@ -183,20 +197,31 @@ class Dispatcher:
         try:
             report = self._engine.assemble(job.request, job.done, wall_seconds=wall_seconds).model_dump_json()
         except (MeasurementError, SpecError) as error:
-            self._store.fail(job.lease, job_error(error))
+            self._ended(self._store.fail(job.lease, job_error(error)), job.lease)
         except Exception as error:
-            log.exception("job %s: no report", job.job.id)
-            self._store.fail(job.lease, _internal_error(job, repr(error)))
+            log.exception("no report", **_of(job.lease))
+            self._ended(self._store.fail(job.lease, _internal_error(job, repr(error))), job.lease)
         else:
-            self._store.succeed(job.lease, report)
+            self._ended(self._store.succeed(job.lease, report), job.lease)
         self._drop(job.lease)
+
+    def _ended(self, job: Job, lease: Lease) -> None:
+        log.info("attempt ended", **_of(lease), status=job.status, error=job.error and job.error.type)
+        if job.error is not None:
+            self._tally.count("job_failures", job.error.type)
+
+    def _lost(self, lease: Lease) -> None:
+        log.warning("lease lost", **_of(lease))
+        self._tally.count("lease_losses")
 
     def _stop(self, lease: Lease, what: str) -> None:
         if what == "cancel":
             try:
                 self._store.confirm_cancelled(lease)
             except LeaseLost:
-                log.warning("job %s: lease lost", lease.job_id)
+                self._lost(lease)
+        else:
+            self._lost(lease)
         self._drop(lease)
 
     def _drop(self, lease: Lease) -> None:
@@ -217,13 +242,19 @@ class Dispatcher:
             try:
                 self._store.release(lease)
             except LeaseLost:
-                log.warning("job %s: lease lost", lease.job_id)
+                self._lost(lease)
+        self._store.beat(self._owner, self._tally.counted)
         self._store.retire(self._owner)
+
+
+def _of(lease: Lease) -> dict[str, Any]:
+    """What a line of the log says about the job that it is of."""
+    return {"job_id": lease.job_id, "attempt": lease.attempt}
 
 
 def _internal_error(job: RunningJob, text: str) -> JobError:
     reference = secrets.token_hex(6)
-    log.error("job %s: reference %s: %s", job.job.id, reference, text)
+    log.error("internal error", **_of(job.lease), reference=reference, text=text)
     return JobError(type=INTERNAL_ERROR, detail=f"internal error; the service's log has it under reference {reference}")
 
 
@@ -251,13 +282,13 @@ def main() -> int:
     )
     parser.add_argument("--exit-with-parent", action="store_true")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s dispatcher %(levelname)s %(message)s")
     stop = threading.Event()
     _stop_on_signals(stop)
     if arguments.exit_with_parent:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     try:
         settings = settings_of()
+        logs.configure("dispatcher", settings)
         with closing(opened(settings)) as store, connect(settings) as cluster:
             _work(store, cluster, settings, stop)
     except (CannotStart, NoCluster) as error:
@@ -267,6 +298,8 @@ def main() -> int:
 
 def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Event) -> None:
     _stop_on_signals(stop)  # ray.init has replaced the handlers
+    logs.adopt()  # and brought its own for its log
+    logs.catch_printed()  # Ray prints what raylets report
     warm = cluster.warm_up()
     engine = load_engine(settings.engine)
     end = time.monotonic() + WARM_UP_SECONDS
@@ -275,7 +308,7 @@ def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Ev
     try:
         Dispatcher(store, cluster, settings, engine).run(stop)  # gives its jobs back, whatever happens
     except ClusterLost as error:
-        log.error("%s; the jobs go back to the queue", error)
+        log.error("the cluster is lost; the jobs go back to the queue", error=str(error))
         logging.shutdown()
         os._exit(CLUSTER_LOST)  # Ray's own ending would wait for a node that is gone
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -12,9 +11,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from featurespeed_service import logs
 from featurespeed_service.settings import Settings
 
-log = logging.getLogger(__name__)
+log = logs.get(__name__)
 
 ALONE = (sys.executable, "-m", "featurespeed_service.dispatch.dispatcher")
 COMMAND = (*ALONE, "--exit-with-parent")
@@ -61,7 +61,7 @@ class Supervisor:
                 return
             if time.monotonic() - started > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
-            log.error("the dispatcher ended with status %s; starting another in %.1f s", status, backoff)
+            log.error("the dispatcher ended; another is started", status=status, after_seconds=backoff)
             self._stopping.wait(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
 

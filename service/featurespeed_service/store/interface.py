@@ -98,6 +98,19 @@ class Result:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """How the service fares, for its metrics. Ages in seconds; 0 where nothing waits or runs."""
+
+    jobs: Mapping[Status, int]
+    oldest_queued_seconds: float
+    lease_age_seconds: float
+    """Since the lease that was renewed longest ago was renewed."""
+    heartbeat_age_seconds: float | None
+    dataset_bytes: int
+    counted: Mapping[tuple[str, str, str], float]
+
+
 class JobStore(ABC):
     """What the API asks of the store. Safe to call from several threads and processes."""
 
@@ -149,6 +162,14 @@ class JobStore(ABC):
     @abstractmethod
     def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
         """Events with ``seq`` > ``after``, in order; none for an unknown job."""
+
+    @abstractmethod
+    def newest_events(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """The ``seq`` of each job's newest event; jobs that are gone are left out."""
+
+    @abstractmethod
+    def statistics(self, lease_seconds: float) -> Statistics:
+        """How the service fares, of all tenants."""
 
     @abstractmethod
     def cancel(self, job_id: str) -> Job:
@@ -221,8 +242,8 @@ class LeaseStore(ABC):
         """Give the job back in an orderly stop: queue it again, at no cost of an attempt."""
 
     @abstractmethod
-    def beat(self, owner: str) -> None:
-        """Show that a dispatcher lives."""
+    def beat(self, owner: str, counted: Mapping[tuple[str, str, str], float] | None = None) -> None:
+        """Show that a dispatcher lives, and add what it has counted (``counters.py``)."""
 
     @abstractmethod
     def retire(self, owner: str) -> None:

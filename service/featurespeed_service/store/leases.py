@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select, update
 
 from featurespeed.contract import Job, JobError, Progress, Status
+from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_service.store.interface import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
@@ -136,9 +137,10 @@ class SqlLeaseStore(LeaseStore):
     def release(self, lease: Lease) -> Job:
         return self._finish(lease, "queued", releases=jobs.c.releases + 1)
 
-    def beat(self, owner: str) -> None:
+    def beat(self, owner: str, counted: Counted | None = None) -> None:
         now = self._database.clock()
         with self._database.writing() as connection:
+            add(connection, counted or {})
             changed = connection.execute(update(dispatchers).where(dispatchers.c.id == owner).values(beat_at=now))
             if changed.rowcount == 0:
                 connection.execute(insert(dispatchers).values(id=owner, beat_at=now))

@@ -91,6 +91,15 @@ dispatchers = Table(
     Column("beat_at", BigInteger, nullable=False),
 )
 
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("label", String(128), primary_key=True),
+    Column("bound", String(16), primary_key=True),  # of a histogram's bucket
+    Column("value", Float, nullable=False),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

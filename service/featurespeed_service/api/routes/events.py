@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable
-from itertools import count
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed.contract import TERMINAL, Job
 from featurespeed_service.api.context import Context, Ctx
 from featurespeed_service.api.problems import declared
-from featurespeed_service.store.interface import Event, JobNotFound
-
-POLL_SECONDS = 0.05
-"""How often a stream looks for news: half of it is the mean delay of an event."""
-POLLS_PER_LOOK = 20
-"""How often it also looks at the job, which may have been deleted."""
+from featurespeed_service.store.interface import Event, JobNotFound, StoreError
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -43,22 +37,24 @@ async def events(
     measurement twice; progress that newer progress has replaced is not told any more.
     """
     seen, job = last_event_id, found
-    for poll in count(1):
-        for event in await run_in_threadpool(context.store.events, job.id, seen):
-            seen = event.seq
-            yield ServerSentEvent(event=event.type, raw_data=event.data, id=str(event.seq))
-            if _is_end(event):
+    with context.metrics.event_streams.track_inprogress(), context.watcher.watch(job.id) as watch:
+        while True:
+            try:
+                new = await run_in_threadpool(context.store.events, job.id, seen)
+                if not new and seen > 0 and (latest := await run_in_threadpool(_find, context, job.id)):
+                    job = latest  # it may have ended before the event that the client says it has seen
+            except (SQLAlchemyError, StoreError):
+                return  # the client comes again with Last-Event-ID
+            for event in new:
+                seen = event.seq
+                yield ServerSentEvent(event=event.type, raw_data=event.data, id=str(event.seq))
+                if _is_end(event):
+                    return
+            if job.status in TERMINAL:  # it had ended before, and all was told: tell the end again
+                yield ServerSentEvent(event="status", raw_data=job.model_dump_json(), id=str(seen))
                 return
-        if job.status in TERMINAL:  # it had ended before, and all was told: tell the end again
-            yield ServerSentEvent(event="status", raw_data=job.model_dump_json(), id=str(seen))
-            return
-        await asyncio.sleep(POLL_SECONDS)
-        if context.stopping.is_set():
-            return
-        if poll % POLLS_PER_LOOK == 0:
-            if (now := await run_in_threadpool(_find, context, job.id)) is None:
+            if not await watch.news():
                 return
-            job = now
 
 
 def _find(context: Context, job_id: str) -> Job | None:

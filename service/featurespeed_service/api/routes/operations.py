@@ -9,12 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from featurespeed.contract import JobRequest, Report
+from featurespeed_service import logs
 from featurespeed_service.api.context import Ctx
 from featurespeed_service.api.problems import NotReady, declared
 from featurespeed_service.store.migrating import head
 
 HEARTBEAT_TIMEOUT_SECONDS = 10.0
 """A dispatcher silent for so long is taken for gone."""
+
+log = logs.get(__name__)
 
 router = APIRouter(tags=["operations"])
 
@@ -57,9 +60,14 @@ def _dispatcher(age: float | None) -> str:
 
 
 @router.get("/metrics")
-def metrics(context: Ctx) -> Response:
-    """Metrics in Prometheus' text format."""
-    return Response(context.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(context: Ctx) -> Response:
+    """Metrics in Prometheus' text format; without a database, those of this process."""
+    try:
+        statistics = await context.statistics.ask()
+    except Exception as error:
+        log.warning("metrics lack what the database knows", error=type(error).__name__)
+        statistics = None
+    return Response(context.metrics.text(statistics), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @cache

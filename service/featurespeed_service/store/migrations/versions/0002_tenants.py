@@ -24,6 +24,13 @@ def upgrade() -> None:
     op.create_index("jobs_by_retry_of", "jobs", ["retry_of"], unique=True)
     op.create_index("jobs_by_end", "jobs", ["finished_at"])
     op.create_table(
+        "counters",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("label", sa.String(128), primary_key=True),
+        sa.Column("bound", sa.String(16), primary_key=True),
+        sa.Column("value", sa.Float, nullable=False),
+    )
+    op.create_table(
         "api_keys",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("sha256", sa.String(64), nullable=False),

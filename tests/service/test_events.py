@@ -1,0 +1,126 @@
+"""Event streams: many share one look at the database, outlive its absence, and are resumed without gap or repeat."""
+
+import random
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from httpx_sse import EventSource
+from sqlalchemy.exc import OperationalError
+
+from featurespeed.contract import Progress
+from tests.service.conftest import Api
+from tests.service.service_process import wait_until
+from tests.service.sse import read_events
+from tests.service.test_api import claimed, submitted
+
+
+@pytest.fixture
+def own(tmp_path):
+    with Api(tmp_path / "api") as api:
+        yield api
+
+
+def counted(api, monkeypatch, name):
+    """The calls of a method of the store."""
+    calls, method = [], getattr(type(api.store), name)
+
+    def call(self, *arguments):
+        calls.append(arguments)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(type(api.store), name, call)
+    return calls
+
+
+def progress(done, total=3):
+    return Progress(cells_done=done, cells_total=total, fraction=done / total, message="measuring")
+
+
+def test_idle_streams_share_one_query(own, monkeypatch):
+    jobs = [submitted(own, seed) for seed in range(40)]
+    reads, looks = counted(own, monkeypatch, "events"), counted(own, monkeypatch, "newest_events")
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(own.http.stream("GET", f"/v1/jobs/{job.id}/events"))
+        wait_until(lambda: looks and len(looks[-1][0]) == 40, 20, "all streams")
+        wait_until(lambda: len(reads) >= 80, 20, "the first looks")
+        before = len(reads), len(looks)
+        wait_until(lambda: len(looks) >= before[1] + 5, 20, "five more looks")
+        assert len(reads) == before[0]
+        assert "featurespeed_event_streams 40.0" in own.http.get("/metrics").text
+    wait_until(lambda: "featurespeed_event_streams 0.0" in own.http.get("/metrics").text, 20, "the end of the streams")
+    end = len(looks)
+    time.sleep(0.2)
+    assert len(looks) <= end + 1  # nobody watches, nobody asks
+
+
+def test_a_stream_waits_for_a_database_that_is_away(own, monkeypatch):
+    job = submitted(own, 1)
+    lease = claimed(own, job)
+    away, asked, method = threading.Event(), threading.Event(), own.store.newest_events
+
+    def newest_events(job_ids):
+        if away.is_set():
+            asked.set()
+            raise OperationalError("SELECT", {}, Exception("gone"))
+        return method(job_ids)
+
+    monkeypatch.setattr(own.store, "newest_events", newest_events)
+    with own.http.stream("GET", f"/v1/jobs/{job.id}/events") as answer:
+        events = EventSource(answer).iter_sse()
+        assert [next(events).event, next(events).event] == ["status", "status"]
+        away.set()
+        assert asked.wait(20)
+        own.store.succeed(lease, "{}")
+        away.clear()
+        assert '"succeeded"' in next(events).data
+        assert list(events) == []
+
+
+def read_in_pieces(api, job_id, random, disconnects):
+    """All events of a job over a connection that is cut at random and resumed."""
+    seen, last = [], None
+    while True:
+        headers = {} if last is None else {"Last-Event-ID": last}
+        left = random.randrange(1, 6) if disconnects > 0 else 10**9
+        with api.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
+            for event in EventSource(answer).iter_sse():
+                seen.append((event.id, event.event, event.data))
+                last = event.id
+                left -= 1
+                if left == 0:
+                    break
+        disconnects -= 1
+        if seen and seen[-1][1] == "status" and '"status":"succeeded"' in seen[-1][2]:
+            return seen, disconnects
+
+
+def work(api, lease, stop, measurements):
+    for number in range(measurements):
+        api.store.record(lease, progress=progress(number, measurements), measurements=[f'{{"step": {number}}}'])
+        if stop.wait(0.002):
+            return
+    api.store.succeed(lease, "{}")
+
+
+def test_a_stream_that_is_cut_often_tells_everything_once(own):
+    job = submitted(own, 3)
+    lease, stop = claimed(own, job), threading.Event()
+    worker = threading.Thread(target=work, args=(own, lease, stop, 60))
+    worker.start()
+    try:
+        seen, left = read_in_pieces(own, job.id, random.Random(0), 12)
+    finally:
+        stop.set() if not worker.is_alive() else None
+        worker.join(60)
+    assert left < 0  # it was cut as often as it should be
+    assert_told_once(seen, read_events(own.http, job.id))
+
+
+def assert_told_once(seen, undisturbed):
+    numbers = [int(number) for number, _, _ in seen]
+    assert numbers == sorted(set(numbers))
+    kept = [event for event in seen if event[1] != "progress"]
+    assert kept == [tuple(event) for event in undisturbed if event.event != "progress"]
