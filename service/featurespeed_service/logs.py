@@ -141,7 +141,7 @@ def adopt() -> None:
 
 
 class _Lines(TextIOBase):
-    """Stands for standard error where libraries print to it: what they print becomes lines of the log."""
+    """Stands for a standard stream where libraries print to it: what they print becomes lines of the log."""
 
     def __init__(self, real: TextIO) -> None:
         self._real = real
@@ -157,13 +157,13 @@ class _Lines(TextIOBase):
             *lines, self._rest = (self._rest + text).split("\n")
             for line in lines:
                 if plain := _COLOUR.sub("", line).strip():
-                    logging.getLogger("stderr").warning("%s", plain)
+                    logging.getLogger("printed").warning("%s", plain)
         finally:
             self._busy.now = False
         return len(text)
 
     def fileno(self) -> int:
-        """That of the real standard error."""
+        """That of the real stream."""
         return self._real.fileno()
 
     def isatty(self) -> bool:
@@ -172,8 +172,8 @@ class _Lines(TextIOBase):
 
 
 def catch_printed() -> None:
-    """From now on, what is printed to standard error is logged."""
-    sys.stderr = cast(TextIO, _Lines(sys.stderr))
+    """From now on, what is printed is logged."""
+    sys.stdout, sys.stderr = (cast(TextIO, _Lines(stream)) for stream in (sys.stdout, sys.stderr))
 
 
 def _log_unhandled(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
