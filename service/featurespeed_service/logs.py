@@ -124,6 +124,7 @@ def configure(process: str, settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("alembic").setLevel("WARNING")  # it tells of every look at the database's revision
     logging.captureWarnings(True)
     adopt()
     sys.excepthook = _log_unhandled
