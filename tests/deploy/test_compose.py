@@ -1,0 +1,102 @@
+"""deploy/compose.yaml and the images."""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+
+import pytest
+import typer.main
+import yaml
+
+from featurespeed.cli.app import app
+from featurespeed_service.settings import PREFIX
+from tests.deploy.manifests import ROOT, SETTINGS
+
+COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+
+
+def assert_is_our_command(words):
+    """The command line takes these words: every command and option exists. Nothing is run."""
+    assert words[0] == "featurespeed"
+    command, arguments = typer.main.get_command(app), list(words[1:])
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("featurespeed", arguments, resilient_parsing=False)
+
+
+def our_commands(service):
+    command = service.get("command", [])
+    if command[:2] == ["sh", "-c"]:
+        parts = [shlex.split(part) for part in command[2].split("&&")]
+        return [part[1:] if part[0] == "exec" else part for part in parts]
+    return [[str(word) for word in command]] if command else []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_healthy_restarted_and_given_its_secrets_by_file(name):
+    service = SERVICES[name]
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert service["restart"] == "unless-stopped"
+    assert set(service["secrets"]) <= set(COMPOSE["secrets"])
+    assert set(service["networks"]) <= set(COMPOSE["networks"])
+    for other, how in service.get("depends_on", {}).items():
+        assert how == {"condition": "service_healthy"}
+        assert "healthcheck" in SERVICES[other]
+    for variable, value in service["environment"].items():
+        if variable.startswith(PREFIX):
+            assert variable.removeprefix(PREFIX).lower() in SETTINGS
+        if value.startswith("/run/secrets/"):
+            assert value.removeprefix("/run/secrets/") in service["secrets"]
+    for command in our_commands(service):
+        if command[0] == "featurespeed":
+            assert_is_our_command(command)
+        else:
+            assert command[:2] == ["ray", "start"]
+
+
+def test_only_the_api_is_reachable_and_only_from_this_machine():
+    assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
+        "api": ["127.0.0.1:8000:8000"]
+    }
+    assert not set(SERVICES["api"]["networks"]) & set(SERVICES["ray-head"]["networks"])
+    assert COMPOSE["networks"]["data"]["internal"]
+    assert COMPOSE["networks"]["ray"]["internal"]
+
+
+def test_an_unknown_command_would_be_seen():
+    with pytest.raises(KeyError):
+        assert_is_our_command(["featurespeed", "despatcher"])
+
+
+def test_secrets_are_random_private_and_kept(tmp_path):
+    (tmp_path / "make-secrets.sh").write_text((ROOT / "deploy/make-secrets.sh").read_text())
+    first = _secrets(tmp_path)
+    assert set(first) == {secret["file"].removeprefix("secrets/") for secret in COMPOSE["secrets"].values()}
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    assert _secrets(tmp_path) == first
+    assert re.fullmatch("fsk_[0-9a-f]{16}_[0-9a-f]{64}", first["bootstrap_key"])
+    assert len(set(first.values())) == 3
+    (tmp_path / "secrets/ray_token").unlink()
+    assert _secrets(tmp_path)["ray_token"] != first["ray_token"]
+
+
+def _secrets(folder):
+    subprocess.run(
+        ["sh", folder / "make-secrets.sh"], check=True, capture_output=True, env={"PATH": os.environ["PATH"]}
+    )
+    return {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_images_are_built_by_the_install_script_and_run_as_nobody(role):
+    text = (ROOT / f"deploy/docker/{role}.Dockerfile").read_text()
+    assert f"/source/deploy/docker/install.sh {role} /source /opt/featurespeed" in text
+    assert text.count("FROM ${PYTHON}") == 2
+    assert "USER 10001:10001" in text
+    assert "HEALTHCHECK" in text
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    assert all((ROOT / line[1:]).exists() for line in ignored if line.startswith("!"))
