@@ -19,14 +19,17 @@ if TYPE_CHECKING:
         Conflict,
         DeadlineExceeded,
         FeaturespeedError,
+        Forbidden,
         InvalidSpec,
         JobCancelled,
         JobFailed,
         NotFound,
         ParameterMismatch,
         ProblemError,
+        RateLimited,
         ServerUnreachable,
         TooLarge,
+        Unauthenticated,
     )
     from featurespeed.jobs import AsyncJob, Job
 
@@ -37,6 +40,7 @@ __all__ = [
     "Conflict",
     "DeadlineExceeded",
     "FeaturespeedError",
+    "Forbidden",
     "InvalidSpec",
     "Job",
     "JobCancelled",
@@ -45,10 +49,12 @@ __all__ = [
     "NotFound",
     "ParameterMismatch",
     "ProblemError",
+    "RateLimited",
     "Report",
     "ServerUnreachable",
     "SpecError",
     "TooLarge",
+    "Unauthenticated",
     "__version__",
 ]
 

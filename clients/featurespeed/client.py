@@ -21,15 +21,19 @@ from featurespeed.session import OnEvent, Session
 from featurespeed.spec_files import Spec
 from featurespeed.version import __version__
 
+API_KEY = "FEATURESPEED_API_KEY"
+"""Environment variable with the API key."""
+
 
 class Client:
     """A client of the service at ``base_url``.
 
     ``timeout``: seconds that one request may wait for the server (not how long a job may take). ``transport`` replaces
-    the network, ``headers`` are added to every request. Specifications are a dict, a JobRequest, or the path of a YAML
-    or JSON file; a dataset that they name by ``data.path`` is uploaded. Every method may raise ServerUnreachable (after
-    retries) and ProblemError; those that take a specification SpecError (InvalidSpec if the server refused it) and
-    OSError.
+    the network, ``headers`` are added to every request. ``api_key``: the key ``fsk_…`` of a service that asks for one;
+    else that in the environment variable FEATURESPEED_API_KEY. Specifications are a dict, a JobRequest, or the path
+    of a YAML or JSON file; a dataset that they name by ``data.path`` is uploaded. Every method may raise
+    ServerUnreachable (after retries) and ProblemError; those that take a specification SpecError (InvalidSpec if the
+    server refused it) and OSError.
 
         report = Client("http://localhost:8000").recommend("transformer.yaml")
     """
@@ -41,8 +45,9 @@ class Client:
         timeout: float = REQUEST_TIMEOUT,
         transport: httpx.BaseTransport | None = None,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
-        settings = _settings(base_url, timeout, headers)
+        settings = _settings(base_url, timeout, headers, api_key)
         self._session = Session(BlockingConnection(httpx.Client(transport=transport, **settings)), settings["timeout"])
 
     def recommend(self, spec: Spec, *, timeout: float | None = None, on_event: OnEvent | None = None) -> Report:
@@ -104,8 +109,9 @@ class AsyncClient:
         timeout: float = REQUEST_TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
-        settings = _settings(base_url, timeout, headers)
+        settings = _settings(base_url, timeout, headers, api_key)
         http = httpx.AsyncClient(transport=transport, **settings)
         self._session = Session(AwaitingConnection(http), settings["timeout"])
 
@@ -153,8 +159,8 @@ class AsyncClient:
         await self.close()
 
 
-def _settings(base_url: str, timeout: float, headers: Mapping[str, str] | None) -> dict[str, Any]:
-    """What both of httpx's clients are made with; raises ValueError for a URL that is none."""
+def _settings(base_url: str, timeout: float, headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, Any]:
+    """What both of httpx's clients are made with; raises ValueError for a URL that is none, or a key that is none."""
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
@@ -164,5 +170,12 @@ def _settings(base_url: str, timeout: float, headers: Mapping[str, str] | None) 
     return {
         "base_url": url,
         "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
-        "headers": {"User-Agent": f"featurespeed/{__version__}", **(headers or {})},
+        "headers": {"User-Agent": f"featurespeed/{__version__}", **_authorization(api_key), **(headers or {})},
     }
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    key = (os.environ.get(API_KEY, "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("api_key: should be the text fsk_… that the operator gave out, which has no spaces")
+    return {"Authorization": f"Bearer {key}"} if key else {}

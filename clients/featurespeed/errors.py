@@ -8,7 +8,10 @@
     │   ├── InvalidSpec             the specification was refused: field, value, bound (also a SpecError)
     │   ├── NotFound
     │   ├── Conflict
-    │   └── TooLarge
+    │   ├── TooLarge
+    │   ├── Unauthenticated         no API key, or one that is wrong or revoked
+    │   ├── Forbidden               the key does not allow this
+    │   └── RateLimited             too many requests or jobs, still after the retries
     ├── JobFailed                   the job ended without a report
     ├── JobCancelled
     ├── DeadlineExceeded            the job may go on (also a TimeoutError)
@@ -78,6 +81,18 @@ class TooLarge(ProblemError):
     """The request or dataset is larger than the server takes."""
 
 
+class Unauthenticated(ProblemError):
+    """The server wants an API key (``api_key``, or FEATURESPEED_API_KEY), or the one it got is wrong or revoked."""
+
+
+class Forbidden(ProblemError):
+    """The API key does not allow this; the message names the scope that it lacks."""
+
+
+class RateLimited(ProblemError):
+    """Too many requests, or too many jobs under way; sent again as the server asked, and refused again."""
+
+
 class JobFailed(FeaturespeedError):
     """The job ended without a report; ``error`` has a stable ``type`` and a sentence for the user."""
 
@@ -108,10 +123,13 @@ class ParameterMismatch(FeaturespeedError, ValueError):
 
 
 _BY_STATUS: dict[int, type[ProblemError]] = {
+    HTTPStatus.UNAUTHORIZED: Unauthenticated,
+    HTTPStatus.FORBIDDEN: Forbidden,
     HTTPStatus.NOT_FOUND: NotFound,
     HTTPStatus.CONFLICT: Conflict,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TooLarge,
     HTTPStatus.UNPROCESSABLE_ENTITY: InvalidSpec,
+    HTTPStatus.TOO_MANY_REQUESTS: RateLimited,
 }
 
 
@@ -121,7 +139,7 @@ def problem_error(response: httpx.Response) -> ProblemError:
     kind = _BY_STATUS.get(response.status_code, ProblemError)
     if problem.type.endswith(":idempotency-conflict"):  # a 422 that is no fault of the specification
         return Conflict(problem, response)
-    return (InvalidSpec if problem.errors else kind)(problem, response)
+    return kind(problem, response)
 
 
 def _problem(response: httpx.Response) -> Problem:

@@ -17,7 +17,7 @@ def run_dispatcher(database: str | None, ray_address: str | None, data_dir: Path
         settings = settings_of(database, ray_address, data_dir)
     except CannotStart as error:
         return refuse(error)
-    return os.execve(ALONE[0], ALONE, {**os.environ, **settings.environment()})
+    return os.execve(ALONE[0], ALONE, settings.environment_of_child())
 
 
 def upgrade_database(database: str | None, data_dir: Path | None) -> int:

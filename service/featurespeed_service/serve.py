@@ -17,6 +17,7 @@ from featurespeed_service import logs
 from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.dispatch.supervisor import Supervisor
+from featurespeed_service.exposure import Exposed, guarded
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 
 GRACE_SECONDS = 2
@@ -49,6 +50,10 @@ def serve(
         except (OSError, OverflowError) as error:
             return refuse(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")
         with listening:
+            try:
+                settings = guarded(settings, listening.getsockname()[0], store.keys)
+            except Exposed as error:
+                return refuse(str(error))
             supervisor = Supervisor(settings) if dispatcher else None
             _run(create_app(settings, store), listening, host, supervisor)
     return 0

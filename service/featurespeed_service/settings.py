@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy import make_url
 
 from featurespeed.budget import Budget
@@ -15,6 +16,11 @@ from featurespeed.budget import Budget
 PREFIX = "FEATURESPEED_"
 MIB = 2**20
 DAY_SECONDS = 24 * 3600
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+"""What the name of a tenant or of an API key may be."""
+
+OF_THE_API = frozenset({"bootstrap_key", "bootstrap_key_file"})
+"""Settings that no other process is to know."""
 
 
 class Settings(BaseModel):
@@ -31,6 +37,17 @@ class Settings(BaseModel):
     """SQLAlchemy URL; ``None`` is SQLite in ``data_dir``."""
     database_password_file: Path | None = None
     """File with the password that belongs into ``database``."""
+
+    require_keys: bool | None = None
+    """Whether requests need an API key; ``None``: exactly if the service listens on more than this machine."""
+    bootstrap_key: SecretStr | None = None
+    """A whole token ``fsk_<id>_<secret>``, whose key is made at the start unless it is there."""
+    bootstrap_key_file: Path | None = None
+    """A file with such a token, in place of ``bootstrap_key``."""
+    bootstrap_tenant: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] = "admin"
+    """The tenant of the bootstrap key, which has every scope."""
+    body_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """How long the body of a specification may take to arrive; that of a dataset has more, by its largest size."""
 
     max_spec_bytes: Annotated[int, Field(ge=1)] = MIB
     max_dataset_bytes: Annotated[int, Field(ge=1)] = 256 * MIB
@@ -94,6 +111,11 @@ class Settings(BaseModel):
         return cls.model_validate({name: value for name, value in given.items() if value})
 
     def environment(self) -> dict[str, str]:
-        """The variables from which :meth:`from_environment` makes these settings again."""
-        chosen = self.model_dump(mode="json", exclude_none=True)
+        """The variables from which :meth:`from_environment` makes these settings again, but for OF_THE_API."""
+        chosen = self.model_dump(mode="json", exclude_none=True, exclude=set(OF_THE_API))
         return {f"{PREFIX}{name.upper()}": str(value) for name, value in chosen.items()}
+
+    def environment_of_child(self, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """The environment of a process that works under these settings: ours, without what OF_THE_API names."""
+        kept_back = {f"{PREFIX}{name.upper()}" for name in OF_THE_API}
+        return {**{name: value for name, value in inherited.items() if name not in kept_back}, **self.environment()}

@@ -22,6 +22,7 @@ def test_public_names() -> None:
         "Conflict",
         "DeadlineExceeded",
         "FeaturespeedError",
+        "Forbidden",
         "InvalidSpec",
         "Job",
         "JobCancelled",
@@ -30,10 +31,12 @@ def test_public_names() -> None:
         "NotFound",
         "ParameterMismatch",
         "ProblemError",
+        "RateLimited",
         "Report",
         "ServerUnreachable",
         "SpecError",
         "TooLarge",
+        "Unauthenticated",
         "__version__",
     ]
     for name in featurespeed.__all__:

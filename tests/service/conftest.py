@@ -44,11 +44,10 @@ def store(database_url, clock):
 class Api:
     """The application on a free port, in a thread; no dispatcher, so that a test plays that part on ``store``."""
 
-    def __init__(self, directory: Path):
-        self.settings = Settings(
-            data_dir=directory, max_spec_bytes=20_000, max_dataset_bytes=100_000, max_parameters=10**6
-        )
-        self.settings.datasets_dir.mkdir(parents=True)
+    def __init__(self, directory: Path, **settings):
+        limits = {"max_spec_bytes": 20_000, "max_dataset_bytes": 100_000, "max_parameters": 10**6}
+        self.settings = Settings(data_dir=directory, **limits | settings)
+        self.settings.datasets_dir.mkdir(parents=True, exist_ok=True)
         self.store = SqlStore(Database(self.settings.database_url))
         self.app = create_app(self.settings, self.store)
         self._server = uvicorn.Server(

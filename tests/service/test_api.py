@@ -12,6 +12,7 @@ from httpx_sse import EventSource
 from safetensors.numpy import save
 
 from featurespeed.contract import Job, JobError, JobPage, JobRequest, Problem, Progress, Report
+from featurespeed_service.store.jobs import SqlJobStore
 from tests.service.specs import request, spec
 from tests.service.sse import read_events
 
@@ -169,10 +170,10 @@ def test_unknown_things_are_problems(api):
 
 
 def test_an_internal_error_tells_nothing_but_its_id(api, monkeypatch, caplog):
-    def fail(job_id):
+    def fail(*_):
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr(api.store, "get", fail)
+    monkeypatch.setattr(SqlJobStore, "get", fail)
     answer = api.http.get("/v1/jobs/job_1")
     found = problem(answer, 500, "internal-error")
     assert answer.headers["x-request-id"] in found.detail

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from featurespeed.cli import jobs, serving
+from featurespeed.cli import jobs, keys, serving
 from featurespeed.cli.ask import Question, answer
 from featurespeed.cli.outcome import DONE, INTERRUPTED, report
 from featurespeed.cli.output import check_out, deliver
@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.commands)
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")]
 ServerOption = Annotated[

@@ -11,14 +11,16 @@ from pydantic.json_schema import models_json_schema
 from featurespeed.contract import JobRequest, Problem
 from featurespeed.version import __version__
 from featurespeed_service.api import problems
+from featurespeed_service.api.browsers import BrowserGuard
 from featurespeed_service.api.context import Context
 from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.middleware import HeadMiddleware, RequestMiddleware
 from featurespeed_service.api.routes import datasets, events, jobs, operations
+from featurespeed_service.api.security import Gate
 from featurespeed_service.api.watching import Watcher
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import JobStore
+from featurespeed_service.store.sql import SqlStore
 
 DESCRIPTION = "Send your architecture, get back the initialization scale and learning rate of every block."
 ROUTERS = (jobs.router, events.router, datasets.router, operations.router)
@@ -49,13 +51,18 @@ def _complete(document: dict[str, Any]) -> None:
         schemas.pop(name, None)
 
 
-def create_app(settings: Settings, store: JobStore) -> FastAPI:
-    """The HTTP application over a store; its context is ``app.state.context``."""
+def create_app(settings: Settings, store: SqlStore) -> FastAPI:
+    """The HTTP application over a store; its context is ``app.state.context``.
+
+    Without ``settings.require_keys`` it is open to all that reach it, but for browsers that act for foreign pages.
+    """
+    gate = Gate(store.keys, required=bool(settings.require_keys))
     metrics, stopping = Metrics(__version__), asyncio.Event()
     app = _Application(title="featurespeed", version=__version__, description=DESCRIPTION)
     health = Look(lambda: (store.revision(), store.last_heartbeat()))
     app.state.context = Context(
         settings,
+        gate,
         store,
         metrics,
         health,
@@ -64,6 +71,8 @@ def create_app(settings: Settings, store: JobStore) -> FastAPI:
         stopping=stopping,
     )
     app.add_middleware(HeadMiddleware)
+    if not gate.required:
+        app.add_middleware(BrowserGuard)
     app.add_middleware(RequestMiddleware, metrics=metrics)  # the last one added is the outermost
     problems.install(app)
     for router in ROUTERS:

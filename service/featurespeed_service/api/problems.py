@@ -13,11 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from featurespeed.contract import FieldError, Problem, SpecError, shown
+from featurespeed_service.api.refusals import BodyTooSlow, Forbidden, RateLimited, Unauthenticated
 from featurespeed_service.store.interface import (
     IdempotencyConflict,
     InvalidCursor,
     JobNotFound,
     KeyOfDeletedJob,
+    QuotaExceeded,
     WrongStatus,
 )
 
@@ -65,6 +67,11 @@ TYPES: dict[str, ProblemType] = {
     "method-not-allowed": ProblemType("Method not allowed", HTTPStatus.METHOD_NOT_ALLOWED),
     "conflict": ProblemType("The job does not allow this", HTTPStatus.CONFLICT),
     "too-large": ProblemType("Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    "too-slow": ProblemType("Body too slow", HTTPStatus.REQUEST_TIMEOUT),
+    "unauthenticated": ProblemType("An API key is needed", HTTPStatus.UNAUTHORIZED),
+    "forbidden": ProblemType("Forbidden", HTTPStatus.FORBIDDEN),
+    "rate-limited": ProblemType("Too many requests", HTTPStatus.TOO_MANY_REQUESTS),
+    "quota-exceeded": ProblemType("Too many jobs", HTTPStatus.TOO_MANY_REQUESTS),
     "internal-error": ProblemType("Internal error", HTTPStatus.INTERNAL_SERVER_ERROR),
     "not-ready": ProblemType("Not ready", HTTPStatus.SERVICE_UNAVAILABLE),
 }
@@ -142,6 +149,11 @@ TABLE: dict[type[Exception], Callable[[Request, Any], Problem]] = {
     IdempotencyConflict: _refused("idempotency-conflict"),
     NotReady: _refused("not-ready"),
     InvalidCursor: _cursor,
+    Unauthenticated: _refused("unauthenticated"),
+    Forbidden: _refused("forbidden"),
+    RateLimited: _refused("rate-limited"),
+    QuotaExceeded: _refused("quota-exceeded"),
+    BodyTooSlow: _refused("too-slow"),
     RequestValidationError: _invalid_query,
     HTTPException: _http,
 }

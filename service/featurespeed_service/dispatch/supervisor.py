@@ -31,7 +31,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._environment = {**os.environ, **settings.environment()}
+        self._environment = settings.environment_of_child()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from featurespeed.contract import TERMINAL, Job, JobError, JobPage, JobRequest, Kind, Progress, Status
@@ -53,6 +54,16 @@ class WrongStatus(StoreError):
     def __init__(self, job: Job, message: str) -> None:
         super().__init__(message)
         self.job = job
+
+
+class QuotaExceeded(StoreError):
+    """The tenant has as many queued and running jobs as it may."""
+
+    headers = MappingProxyType({"Retry-After": "5"})
+    """When to try again: a guess, as nobody knows when a job will end."""
+
+    def __init__(self, active: int, limit: int) -> None:
+        super().__init__(f"{active} jobs are queued or running, and this key allows {limit}")
 
 
 class LeaseLost(StoreError):
@@ -115,8 +126,11 @@ class JobStore(ABC):
     """What the API asks of the store. Safe to call from several threads and processes."""
 
     @abstractmethod
-    def of_tenant(self, tenant: str) -> JobStore:
-        """The same store for one tenant: jobs of others are not found, new ones belong to it."""
+    def of_tenant(self, tenant: str, max_active_jobs: int | None = None) -> JobStore:
+        """The same store for one tenant: jobs of others are not found, new ones belong to it.
+
+        ``max_active_jobs``: as many may be queued or running for :meth:`submit` to take another.
+        """
 
     @property
     @abstractmethod
@@ -135,14 +149,14 @@ class JobStore(ABC):
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
         """Queue a job, or return the one that the key has queued before.
 
-        Raises IdempotencyConflict, KeyOfDeletedJob.
+        Raises IdempotencyConflict, KeyOfDeletedJob, QuotaExceeded.
         """
 
     @abstractmethod
     def resubmit(self, job_id: str) -> Job:
         """Queue the request of a failed or cancelled job again, as a new job that takes over its finished cells.
 
-        However often it is asked for, it is one new job. Raises JobNotFound, WrongStatus.
+        However often it is asked for, it is one new job. Raises JobNotFound, WrongStatus, QuotaExceeded.
         """
 
     @abstractmethod

@@ -24,6 +24,7 @@ from featurespeed_service.store.interface import (
     WrongStatus,
 )
 from featurespeed_service.store.migrating import current
+from featurespeed_service.store.quota import check_quota, lock_submissions
 from featurespeed_service.store.retention import delete_jobs
 from featurespeed_service.store.rows import LISTED, find, from_cursor, insert_job, move, to_cursor, to_job
 from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
@@ -35,12 +36,13 @@ JOBS_PER_QUERY = 500
 class SqlJobStore(JobStore):
     """JobStore over a Database; ``tenant`` is the one whose jobs it shows, ``None`` for those of all."""
 
-    def __init__(self, database: Database, tenant: str | None = None) -> None:
+    def __init__(self, database: Database, tenant: str | None = None, max_active_jobs: int | None = None) -> None:
         self._database = database
         self._tenant = tenant
+        self._max_active_jobs = max_active_jobs
 
-    def of_tenant(self, tenant: str) -> JobStore:
-        return SqlJobStore(self._database, tenant)
+    def of_tenant(self, tenant: str, max_active_jobs: int | None = None) -> JobStore:
+        return SqlJobStore(self._database, tenant, max_active_jobs)
 
     @property
     def datasets(self) -> DatasetStore:
@@ -64,6 +66,7 @@ class SqlJobStore(JobStore):
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
         try:
             with self._database.writing() as connection:
+                self._lock_quota(connection)
                 known = self._submitted(connection, request, idempotency_key)
                 return known or self._insert(connection, request, idempotency_key)
         except IntegrityError:  # the same key at the same time: the other one was first
@@ -88,7 +91,17 @@ class SqlJobStore(JobStore):
                 f"the job of the idempotency key {key!r} was deleted; a new job needs a new key"
             ) from None
 
+    def _lock_quota(self, connection: Connection) -> None:
+        """Before a row is locked: all that submit under a quota take their locks in this order."""
+        if self._max_active_jobs is not None:
+            lock_submissions(connection, self._submitter)
+
+    def _check_quota(self, connection: Connection) -> None:
+        if self._max_active_jobs is not None:
+            check_quota(connection, self._submitter, self._max_active_jobs)
+
     def _insert(self, connection: Connection, request: JobRequest, key: str | None) -> Job:
+        self._check_quota(connection)
         job = insert_job(connection, request, self._database.clock(), tenant=self._submitter)
         if key is not None:
             values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job.id}
@@ -97,6 +110,7 @@ class SqlJobStore(JobStore):
 
     def resubmit(self, job_id: str) -> Job:
         with self._database.writing() as connection:
+            self._lock_quota(connection)
             row = self._find(connection, job_id, lock=True)
             again = select(*LISTED).where(jobs.c.retry_of == job_id)
             if known := connection.execute(again).mappings().one_or_none():
@@ -106,6 +120,7 @@ class SqlJobStore(JobStore):
                 raise WrongStatus(
                     job, f"job {job_id} is {job.status}; only a job that failed or was cancelled is retried"
                 )
+            self._check_quota(connection)
             done = connection.execute(select(func.count()).where(cells.c.job_id == job_id)).scalar_one()
             now, tenant = self._database.clock(), row["tenant"]
             new = insert_job(connection, job.request, now, tenant=tenant, retry_of=job_id, done=done)

@@ -104,6 +104,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(32), primary_key=True),  # the public part of the key
+    Column("name", String(64), nullable=False),
     Column("sha256", String(64), nullable=False),  # of the secret part, which is kept nowhere
     Column("tenant", String(64), nullable=False),
     Column("scopes", Text, nullable=False),  # separated by spaces

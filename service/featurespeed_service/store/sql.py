@@ -8,6 +8,7 @@ from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Clock, Database, system_clock
 from featurespeed_service.store.interface import Store
 from featurespeed_service.store.jobs import SqlJobStore
+from featurespeed_service.store.keys import KeyStore
 from featurespeed_service.store.leases import SqlLeaseStore
 from featurespeed_service.store.retention import SqlRetention
 from featurespeed_service.store.uploads import take_over
@@ -20,6 +21,7 @@ class SqlStore(SqlJobStore, SqlLeaseStore, SqlRetention, Store):
         SqlJobStore.__init__(self, database)
         SqlLeaseStore.__init__(self, database, lease_seconds, max_attempts)
         SqlRetention.__init__(self, database)
+        self.keys = KeyStore(database)
 
     def close(self) -> None:
         """Close all connections."""

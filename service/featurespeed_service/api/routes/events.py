@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header
@@ -11,16 +13,22 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed.contract import TERMINAL, Job
-from featurespeed_service.api.context import Context, Ctx
+from featurespeed_service.api.context import Ctx
 from featurespeed_service.api.problems import declared
+from featurespeed_service.api.refusals import Forbidden, Unauthenticated
+from featurespeed_service.api.security import Access, Reading
+from featurespeed_service.api.watching import Watch
 from featurespeed_service.store.interface import Event, JobNotFound, StoreError
+
+RECHECK_SECONDS = 1.0
+"""How often an open stream asks whether its key is still valid."""
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
-def existing_job(context: Ctx, job_id: str) -> Job:
+def existing_job(access: Reading, job_id: str) -> Job:
     """The job, asked for before the stream begins, so that an unknown one is a problem; raises JobNotFound."""
-    return context.store.get(job_id)
+    return access.store.get(job_id)
 
 
 @router.get(
@@ -28,6 +36,7 @@ def existing_job(context: Ctx, job_id: str) -> Job:
 )
 async def events(
     context: Ctx,
+    access: Reading,
     found: Annotated[Job, Depends(existing_job)],
     last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1)] = 0,
 ) -> AsyncIterable[ServerSentEvent]:
@@ -40,8 +49,8 @@ async def events(
     with context.metrics.event_streams.track_inprogress(), context.watcher.watch(job.id) as watch:
         while True:
             try:
-                new = await run_in_threadpool(context.store.events, job.id, seen)
-                if not new and seen > 0 and (latest := await run_in_threadpool(_find, context, job.id)):
+                new = await run_in_threadpool(access.store.events, job.id, seen)
+                if not new and seen > 0 and (latest := await run_in_threadpool(_find, access, job.id)):
                     job = latest  # it may have ended before the event that the client says it has seen
             except (SQLAlchemyError, StoreError):
                 return  # the client comes again with Last-Event-ID
@@ -53,15 +62,32 @@ async def events(
             if job.status in TERMINAL:  # it had ended before, and all was told: tell the end again
                 yield ServerSentEvent(event="status", raw_data=job.model_dump_json(), id=str(seen))
                 return
-            if not await watch.news():
+            if not await _news(watch, access):
                 return
 
 
-def _find(context: Context, job_id: str) -> Job | None:
+def _find(access: Access, job_id: str) -> Job | None:
     try:
-        return context.store.get(job_id)
+        return access.store.get(job_id)
     except JobNotFound:
         return None
+
+
+async def _news(watch: Watch, access: Access) -> bool:
+    """Wait for events; ``False`` if no more will come, or the key does not allow to see them any more."""
+    while True:
+        more: bool | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_SECONDS):
+                more = await watch.news()
+        try:
+            await access.recheck()
+        except (Unauthenticated, Forbidden):
+            return False
+        except SQLAlchemyError:
+            continue  # nothing can be told either before the database answers
+        if more is not None:
+            return more
 
 
 def _is_end(event: Event) -> bool:

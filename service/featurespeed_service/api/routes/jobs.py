@@ -8,8 +8,10 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from featurespeed.budget import check_budget
 from featurespeed.contract import Job, JobPage, Kind, Report, Status, parse_request_json
-from featurespeed_service.api.context import Ctx, spec_body
+from featurespeed_service.api.bodies import spec_body
+from featurespeed_service.api.context import Ctx
 from featurespeed_service.api.problems import declared
+from featurespeed_service.api.security import Reading, Writing
 
 REFUSALS = declared("not-found", "conflict")
 SPEC_BODY = {
@@ -30,6 +32,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 )
 def submit(
     context: Ctx,
+    access: Writing,
     response: Response,
     body: Annotated[str, Depends(spec_body)],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
@@ -37,8 +40,8 @@ def submit(
     """Queue a job. The same Idempotency-Key with the same request gives the same job again."""
     request = parse_request_json(body)
     check_budget(request, context.settings.budget)
-    context.datasets.check(request)
-    job = context.store.submit(request, idempotency_key)
+    access.datasets.check(request)
+    job = access.store.submit(request, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = "1"
     return job
@@ -46,26 +49,26 @@ def submit(
 
 @router.get("/jobs", responses=declared("invalid-request"))
 def page(
-    context: Ctx,
+    access: Reading,
     status: Annotated[Status | None, Query()] = None,
     kind: Annotated[Kind | None, Query()] = None,
     cursor: Annotated[str | None, Query(max_length=500)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
     """Jobs, newest first."""
-    return context.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
+    return access.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
 
 
 @router.get("/jobs/{job_id}", responses=declared("not-found"))
-def get(context: Ctx, job_id: str) -> Job:
+def get(access: Reading, job_id: str) -> Job:
     """A job: its status, progress and request."""
-    return context.store.get(job_id)
+    return access.store.get(job_id)
 
 
 @router.get("/jobs/{job_id}/result", response_model=Report, responses={**REFUSALS, 304: {"description": "Unchanged"}})
-def result(context: Ctx, job_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+def result(access: Reading, job_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """The report of a job that has succeeded; it never changes."""
-    found = context.store.result(job_id)
+    found = access.store.result(job_id)
     headers = {"ETag": f'"{found.sha256}"', "Cache-Control": "private, no-cache"}
     if if_none_match is not None and _matches(if_none_match, found.sha256):
         return Response(status_code=304, headers=headers)
@@ -79,27 +82,27 @@ def _matches(if_none_match: str, tag: str) -> bool:
 
 
 @router.post("/jobs/{job_id}:cancel", status_code=202, responses=declared("not-found"))
-def cancel(context: Ctx, job_id: str) -> Job:
+def cancel(access: Writing, job_id: str) -> Job:
     """Ask a job to stop; one that has ended stays as it is."""
-    return context.store.cancel(job_id)
+    return access.store.cancel(job_id)
 
 
 @router.post("/jobs/{job_id}:retry", status_code=202, responses=declared("not-found", "conflict", "invalid-spec"))
-def retry(context: Ctx, response: Response, job_id: str) -> Job:
+def retry(context: Ctx, access: Writing, response: Response, job_id: str) -> Job:
     """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
 
     However often it is asked for, it is one new job: if that fails too, retry that one.
     """
-    request = context.store.get(job_id).request
+    request = access.store.get(job_id).request
     check_budget(request, context.settings.budget)  # either may have changed since
-    context.datasets.check(request)
-    job = context.store.resubmit(job_id)
+    access.datasets.check(request)
+    job = access.store.resubmit(job_id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = "1"
     return job
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=REFUSALS)
-def delete(context: Ctx, job_id: str) -> None:
+def delete(access: Writing, job_id: str) -> None:
     """Remove a job that has ended, and its result."""
-    context.store.delete(job_id)
+    access.store.delete(job_id)

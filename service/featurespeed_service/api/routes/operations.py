@@ -12,6 +12,7 @@ from featurespeed.contract import JobRequest, Report
 from featurespeed_service import logs
 from featurespeed_service.api.context import Ctx
 from featurespeed_service.api.problems import NotReady, declared
+from featurespeed_service.api.security import Watching
 from featurespeed_service.store.migrating import head
 
 HEARTBEAT_TIMEOUT_SECONDS = 10.0
@@ -60,7 +61,7 @@ def _dispatcher(age: float | None) -> str:
 
 
 @router.get("/metrics")
-async def metrics(context: Ctx) -> Response:
+async def metrics(context: Ctx, access: Watching) -> Response:
     """Metrics in Prometheus' text format; without a database, those of this process."""
     try:
         statistics = await context.statistics.ask()

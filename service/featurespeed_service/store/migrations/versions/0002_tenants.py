@@ -33,6 +33,7 @@ def upgrade() -> None:
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("name", sa.String(64), nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("tenant", sa.String(64), nullable=False),
         sa.Column("scopes", sa.Text, nullable=False),
