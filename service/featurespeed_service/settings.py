@@ -71,8 +71,16 @@ class Settings(BaseModel):
     """CPUs of the local Ray; ``None`` is all of the machine."""
     threads: Annotated[int, Field(ge=1)] = 1
     """torch threads of a cell. Part of what makes numbers repeat to the last bit."""
-    gpus_per_cell: Annotated[float, Field(ge=0)] = 1.0
-    """GPU share of a cell where the cluster has GPUs; 0 computes on the CPU."""
+    gpus_per_cell: Annotated[float, Field(ge=0)] | None = None
+    """GPU share of a cell where the cluster has GPUs; ``None`` by its estimated memory, 0 computes on the CPU."""
+    gpu_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Memory of one GPU of the cluster; ``None`` asks the workers at the start."""
+    autoscaling: bool = False
+    """Whether nodes come when cells wait for them."""
+    max_pending_cells: Annotated[int, Field(ge=1)] = 64
+    """Cells beyond its size that an autoscaling cluster is given, so that it sees the demand."""
+    node_wait_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long cells that no node can hold wait for one, without autoscaling, before their job fails."""
     object_store_bytes: Annotated[int, Field(ge=75 * MIB)] = 128 * MIB
     """Memory of the local Ray for what cells are given; a dataset beyond it goes through the disk."""
     dataset_cache_bytes: Annotated[int, Field(ge=1)] = 1024 * MIB

@@ -12,6 +12,8 @@ import os
 import time
 from pathlib import Path
 
+import ray
+
 from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Provenance, Report, SpecError, Statistic
 from featurespeed_workers import cells, stages
 from featurespeed_workers.errors import MeasurementError
@@ -41,6 +43,8 @@ def run_cell(request, key, inputs, *, dataset=None, listener=None, device=None) 
     else:
         found = str(_run(request, int(key.removeprefix("seed ")), listener))
     _note(f"{request.sha256} {key}")
+    if "STAND_IN_PLACES" in os.environ:
+        _note_place(request, device)
     return found
 
 
@@ -96,6 +100,13 @@ def _first_time(request, seed: int) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _note_place(request, device) -> None:
+    context = ray.get_runtime_context()
+    gpus = context.get_assigned_resources().get("GPU", 0)
+    with Path(os.environ["STAND_IN_PLACES"]).open("a") as file:
+        file.write(f"{request.sha256} {context.get_node_id()} {device} {gpus}\n")
 
 
 def _note(line: str) -> None:

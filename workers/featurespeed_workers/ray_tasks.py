@@ -139,6 +139,9 @@ def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
             )
     except (MeasurementError, SpecError) as error:
         return Item("failed", job_error(error).model_dump_json())
+    finally:
+        if call.device == "cuda" and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what this process keeps, others on the same GPU lack
     return Item("cell", cell)
 
 
@@ -181,13 +184,20 @@ class _Listener:
             self._items.put(Item("progress", event.model_dump_json()))
 
 
-def warm_up(engine: str) -> None:
-    """Compute a tiny cell: most of a worker's first cell is the time that torch takes to load its parts."""
+def warm_up(engine: str) -> int | None:
+    """Compute a tiny cell: most of a worker's first cell is the time that torch takes to load its parts.
+
+    Tells the bytes of memory of the worker's GPU; ``None`` without one.
+    """
     request = json.dumps(TINY)
     [key] = load_engine(engine).next_cells(JobRequest.model_validate_json(request), ())
     call = CellCall(engine, request, key, inputs={}, dataset=None, device="cpu", threads=1)
     _run(call, lambda event: None)
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 cell_task = ray.remote(max_retries=0, num_returns="streaming")(stream_cell)
+single_cell_task = ray.remote(max_retries=0, max_calls=1, num_returns="streaming")(stream_cell)
 warm_up_task = ray.remote(max_retries=0)(warm_up)

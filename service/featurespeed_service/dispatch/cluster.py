@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featurespeed_service.dispatch.reaching import NoCluster, wait_for
+from featurespeed_service.dispatch.shares import Capacity, Node, Share
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.datasets import StoredDataset
 
@@ -30,7 +32,15 @@ for _name, _value in LOCAL_ENVIRONMENT.items():
 
 import ray  # noqa: E402
 
-from featurespeed_workers.ray_tasks import CellCall, Item, SentDataset, cell_task, send_dataset, warm_up_task  # noqa: E402
+from featurespeed_workers.ray_tasks import (  # noqa: E402
+    CellCall,
+    Item,
+    SentDataset,
+    cell_task,
+    send_dataset,
+    single_cell_task,
+    warm_up_task,
+)
 from featurespeed_workers.stages import CellKey  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -62,8 +72,9 @@ class Ended:
 class CellTask:
     """A cell on its way; compared by identity."""
 
-    def __init__(self, items: Any) -> None:
+    def __init__(self, items: Any, share: Share) -> None:
         self.items = items
+        self.share = share
 
 
 class Cluster:
@@ -72,35 +83,56 @@ class Cluster:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tasks: dict[Any, CellTask] = {}
+        self._shares: Counter[Share] = Counter()
+        self._gpu_bytes = settings.gpu_memory_bytes
+        self.capacity = self._look()
+
+    def refresh(self) -> None:
+        """Look at the nodes again."""
+        self.capacity = self._look()
+
+    def _look(self) -> Capacity:
+        nodes = tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
+        return Capacity(nodes, self._gpu_bytes, self._settings.gpus_per_cell)
 
     @property
     def slots(self) -> int:
-        """How many cells fit on the cluster at once, as it is now."""
-        resources = _resources()
-        slots = int(resources.get("CPU", 0))
-        if self._on_gpu(resources):
-            slots = min(slots, int(resources["GPU"] / self._settings.gpus_per_cell))
-        return max(1, slots)
+        """How many cells may be with the cluster at once, as it is now; at least one."""
+        return max(1, self.capacity.most + self._surplus)
+
+    @property
+    def _surplus(self) -> int:
+        return self._settings.max_pending_cells if self._settings.autoscaling else 0
+
+    def has_room(self, share: Share) -> bool:
+        """Whether a cell may be submitted now."""
+        return self.capacity.has_room(self._shares, share, self._surplus)
 
     @property
     def running(self) -> int:
         """How many tasks have not ended."""
         return len(self._tasks)
 
-    def _on_gpu(self, resources: dict[str, float]) -> bool:
-        return resources.get("GPU", 0) > 0 and self._settings.gpus_per_cell > 0
-
-    def _options(self) -> dict[str, float]:
-        gpus = self._settings.gpus_per_cell if self._on_gpu(_resources()) else 0
-        return {"num_cpus": 1, "num_gpus": gpus}
-
     def warm_up(self) -> list[Any]:
-        """Start a worker for every slot; the references are ready when the workers are."""
-        task = warm_up_task.options(**self._options())
-        return [task.remote(self._settings.engine) for _ in range(self.slots)]
+        """Start a worker for every slot, one a GPU; the references are ready when the workers are."""
+        share = self.capacity.share(0)
+        if share.gpus and self._settings.gpus_per_cell is None:
+            share = Share(share.cpus, 1.0)
+        task = warm_up_task.options(num_cpus=share.cpus, num_gpus=share.gpus)
+        return [task.remote(self._settings.engine) for _ in range(self.capacity.slots(share))]
+
+    def learn(self, references: list[Any]) -> None:
+        """Take the memory of the GPUs, the smallest, from what the warm-up told so far."""
+        if self._gpu_bytes is None and references:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+            found = [told for told in map(_told, ready) if told is not None]
+            self._gpu_bytes = min(found, default=None)
+            self.refresh()
 
     def wait(self, references: list[Any], seconds: float) -> bool:
         """Wait for all of the references, but no longer than this; whether they are ready."""
+        if not references:
+            return True
         ready, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
         return len(ready) == len(references)
 
@@ -109,21 +141,24 @@ class Cluster:
         return send_dataset(dataset.sha256, dataset.size, pieces, self._settings.dataset_cache_bytes)
 
     def submit(
-        self, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: SentDataset | None
+        self, share: Share, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: SentDataset | None
     ) -> CellTask:
         """Start a cell; request and inputs, the finished cells that it is given, as JSON."""
-        options = self._options()
         call = CellCall(
             engine=self._settings.engine,
             request=request,
             key=key,
             inputs=inputs,
             dataset=dataset,
-            device="cuda" if options["num_gpus"] else "cpu",
+            device="cuda" if share.gpus else "cpu",
             threads=self._settings.threads,
         )
-        task = CellTask(cell_task.options(**options).remote(call))
+        # CUDA keeps to the GPU that a process saw first: where a node has several, a process computes one cell alone
+        many = share.gpus and any(node.gpus > 1 for node in self.capacity.nodes)
+        remote = (single_cell_task if many else cell_task).options(num_cpus=share.cpus, num_gpus=share.gpus)
+        task = CellTask(remote.remote(call), share)
         self._tasks[task.items] = task
+        self._shares[share] += 1
         return task
 
     def cancel(self, task: CellTask, *, force: bool) -> None:
@@ -144,14 +179,23 @@ class Cluster:
                 heard = _hear(items)
                 yield self._tasks[items], heard
                 if isinstance(heard, Ended):
-                    del self._tasks[items]
+                    self._shares[self._tasks.pop(items).share] -= 1
             waiting = list(self._tasks)
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
 
 
-def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _told(reference: Any) -> int | None:
+    try:
+        told: int | None = ray.get(reference)
+        return told
+    except ray.exceptions.RayError as error:
+        log.warning("a worker did not get warm: %s", error)
+        return None
 
 
 def _hear(items: Any) -> Item | Ended:

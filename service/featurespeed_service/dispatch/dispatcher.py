@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import closing
 from datetime import UTC, datetime
 from types import FrameType
@@ -24,9 +25,11 @@ from featurespeed_service import logs
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.dispatch.datasets import SentDatasets
+from featurespeed_service.dispatch.fair_share import claim_order, held_by_tenant, in_turn
 from featurespeed_service.dispatch.housekeeping import Housekeeping
 from featurespeed_service.dispatch.reaching import NoCluster
 from featurespeed_service.dispatch.running import RunningJob
+from featurespeed_service.dispatch.shares import Share
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.counters import Tally
@@ -42,11 +45,10 @@ POLL_SECONDS = 0.03
 HEARTBEAT_SECONDS = 2.0
 SLOTS_SECONDS = 5.0
 """How often the size of the cluster is asked for."""
-JOBS_PER_SLOT = 2
-"""Jobs claimed at once: enough that a short one gets in beside long ones."""
 STOP_SECONDS = 6.0
 """A dispatcher whose parent has gone ends itself within this, however stuck it is."""
 WORKER_CRASHED = "worker-crashed"
+INSUFFICIENT_RESOURCES = "insufficient-resources"
 COMMAND = "featurespeed_service.dispatch.dispatcher"
 CLUSTER_LOST = 75
 """Exit status (EX_TEMPFAIL): another dispatcher, with another Ray, can go on."""
@@ -64,7 +66,6 @@ class Dispatcher:
         self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._jobs: dict[Lease, RunningJob] = {}
         self._doomed: dict[CellTask, float] = {}  # cancelled tasks, and when their grace ends
-        self._slots = cluster.slots
         self._housekeeping = Housekeeping(store, settings)
         self._tally = Tally()
         self._started: dict[CellTask, float] = {}
@@ -107,7 +108,7 @@ class Dispatcher:
             self._store.beat(self._owner, self._tally.counted)
             self._tally = Tally()
         if self._is_due("slots", SLOTS_SECONDS):
-            self._slots = self._cluster.slots
+            self._cluster.refresh()
         if self._is_due("renew", self._settings.lease_seconds / 3):
             for lease in list(self._jobs):
                 try:
@@ -117,31 +118,44 @@ class Dispatcher:
                     self._drop(lease)
 
     def _claim(self) -> None:
-        while len(self._jobs) < JOBS_PER_SLOT * self._slots:
-            claim = self._store.claim(self._owner)
-            if claim is None:
-                return
+        while claim := self._store.claim(self._owner, self._claim_order):
             log.info("attempt started", **_of(claim.lease), cells_done=len(claim.cells))
             self._tally.count("attempts")
             self._jobs[claim.lease] = RunningJob(claim, self._engine)
 
-    def _submit(self) -> None:
-        """Fill the free slots, always from the job with the fewest cells running: no job waits behind a larger one."""
-        while self._cluster.running < self._slots:
-            waiting = [job for job in self._jobs.values() if job.waiting]
-            if not waiting:
-                return
-            job = min(waiting, key=lambda job: len(job.tasks))
-            self._start(job)
+    def _claim_order(self, waiting: Collection[str]) -> list[tuple[str, int | None]]:
+        return claim_order(waiting, held_by_tenant(self._jobs.values()), self._cluster.slots)
 
-    def _start(self, job: RunningJob) -> None:
+    def _submit(self) -> None:
+        """Fill the cluster in turn (``fair_share.py``); a cell that has no room yet keeps others from taking it."""
+        for job in in_turn([job for job in list(self._jobs.values()) if self._fits(job)]):
+            share = self._cluster.capacity.share(job.memory_bytes)
+            if not self._cluster.has_room(share):
+                break
+            self._start(job, share)
+
+    def _fits(self, job: RunningJob) -> bool:
+        """Whether the cells of a job fit a node, or one may come; a job that waits for one in vain fails."""
+        capacity = self._cluster.capacity
+        lack = capacity.lack(capacity.share(job.memory_bytes), job.memory_bytes) if job.waiting else None
+        if lack is None or self._settings.autoscaling:
+            job.unfit_since = None
+            return True
+        job.unfit_since = job.unfit_since or time.monotonic()
+        if time.monotonic() - job.unfit_since >= self._settings.node_wait_seconds:
+            job.waiting.clear()
+            self._end(job, JobError(type=INSUFFICIENT_RESOURCES, detail=lack))
+        return False
+
+    def _start(self, job: RunningJob, share: Share) -> None:
         try:
             job.dataset = job.dataset or self._datasets.of(job.tenant, job.request)
         except SpecError as error:
+            job.waiting.clear()
             self._end(job, job_error(error))
             return
         key = job.waiting.popleft()
-        task = self._cluster.submit(job.request_json, key, job.inputs_of(key), job.dataset)
+        task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.dataset)
         self._started[task] = time.monotonic()
         job.start(key, task)
 

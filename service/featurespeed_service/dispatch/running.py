@@ -6,6 +6,7 @@ from collections import deque
 
 from pydantic import BaseModel
 
+from featurespeed.budget import memory_bytes
 from featurespeed.contract import Progress
 from featurespeed_service.dispatch.cluster import CellTask
 from featurespeed_service.store.interface import Claim
@@ -29,6 +30,9 @@ class RunningJob:
         self.request = claim.job.request
         self.request_json = self.request.model_dump_json()
         self.tenant = claim.tenant
+        self.memory_bytes = memory_bytes(self.request)
+        self.unfit_since: float | None = None
+        """Since when no node could hold its cells."""
         self.dataset: SentDataset | None = None
         """Sent to the cluster with the first cell that is submitted."""
         self.done = dict(claim.cells)
@@ -54,6 +58,21 @@ class RunningJob:
     def inputs_of(self, key: CellKey) -> dict[CellKey, str]:
         """The finished cells that a cell is given."""
         return {name: self.done[name] for name in self._engine.inputs_of(self.request, key)}
+
+    @property
+    def cells_running(self) -> int:
+        """Cells that are with the cluster."""
+        return len(self.tasks)
+
+    @property
+    def cells_total(self) -> int:
+        """All cells of the job."""
+        return self.job.progress.cells_total
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a cell can be submitted."""
+        return bool(self.waiting)
 
     def start(self, key: CellKey, task: CellTask) -> None:
         """Note that a cell has started."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -122,6 +122,10 @@ class Statistics:
     counted: Mapping[tuple[str, str, str], float]
 
 
+ClaimOrder = Callable[[Collection[str]], Sequence[tuple[str, int | None]]]
+"""From the tenants whose jobs wait, those that may claim, in order, with the most cells of the job (``None``: any)."""
+
+
 class JobStore(ABC):
     """What the API asks of the store. Safe to call from several threads and processes."""
 
@@ -206,8 +210,8 @@ class LeaseStore(ABC):
     """What a dispatcher asks of the store. A write under a lease raises LeaseLost once another has the job."""
 
     @abstractmethod
-    def claim(self, owner: str) -> Claim | None:
-        """Lease the oldest job that waits or whose lease ran out; ``None`` if there is none.
+    def claim(self, owner: str, order: ClaimOrder | None = None) -> Claim | None:
+        """Lease the oldest job that waits or whose lease ran out, first in ``order``; ``None`` if there is none.
 
         A job whose attempts are used up fails here, one that was asked to stop is cancelled here.
         """

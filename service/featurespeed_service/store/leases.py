@@ -7,17 +7,32 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, insert, or_, select, update
 
 from featurespeed.contract import Job, JobError, Progress, Status
 from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.interface import Claim, JobNotFound, Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.interface import Claim, ClaimOrder, JobNotFound, Lease, LeaseLost, LeaseStore
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 
 ATTEMPTS_EXHAUSTED = "attempts-exhausted"
+
+
+def _expired(now: int) -> ColumnElement[bool]:
+    return and_(jobs.c.status == "running", jobs.c.lease_until < now)
+
+
+def _waiting_tenants() -> Select[Any]:
+    """The tenants with queued jobs: one step in the index for each, however many jobs they have."""
+    first = select(func.min(jobs.c.tenant).label("tenant")).where(jobs.c.status == "queued").cte(recursive=True)
+    after = select(func.min(jobs.c.tenant)).where(jobs.c.status == "queued", jobs.c.tenant > first.c.tenant)
+    found = first.union_all(select(after.scalar_subquery()).where(first.c.tenant.is_not(None)))
+    return select(found.c.tenant).where(found.c.tenant.is_not(None))
+
+
+WAITING_TENANTS = _waiting_tenants()
 
 
 class SqlLeaseStore(LeaseStore):
@@ -28,23 +43,38 @@ class SqlLeaseStore(LeaseStore):
         self._lease = round(lease_seconds * 1e6)
         self._max_attempts = max_attempts
 
-    def claim(self, owner: str) -> Claim | None:
-        if self._candidate() is None:  # the usual case of an idle dispatcher: no lock is taken
-            return None
-        with self._database.writing() as connection:
-            while (row := self._candidate(connection)) is not None:
-                if claim := self._claim_row(connection, row, owner):
-                    return claim
+    def claim(self, owner: str, order: ClaimOrder | None = None) -> Claim | None:
+        for place in self._places(order):
+            if self._candidate(place) is None:  # the usual case of an idle dispatcher: no lock is taken
+                continue
+            with self._database.writing() as connection:
+                while (row := self._candidate(place, connection)) is not None:
+                    if claim := self._claim_row(connection, row, owner):
+                        return claim
         return None
 
-    def _candidate(self, connection: Connection | None = None) -> RowMapping | None:
+    def _places(self, order: ClaimOrder | None) -> list[list[ColumnElement[bool]]]:
+        """Where to look for a job, one after the other."""
+        if order is None:
+            return [[]]
+        with self._database.reading() as connection:
+            waiting: set[str] = set(connection.execute(WAITING_TENANTS).scalars())
+            expired = select(jobs.c.tenant).where(_expired(self._database.clock()))
+            waiting.update(connection.execute(expired).scalars())
+        return [
+            [jobs.c.tenant == tenant] + ([] if most_cells is None else [jobs.c.cells_total <= most_cells])
+            for tenant, most_cells in order(waiting)
+        ]
+
+    def _candidate(
+        self, place: Sequence[ColumnElement[bool]], connection: Connection | None = None
+    ) -> RowMapping | None:
         if connection is None:
             with self._database.reading() as reading:
-                return self._candidate(reading)
-        expired = and_(jobs.c.status == "running", jobs.c.lease_until < self._database.clock())
+                return self._candidate(place, reading)
         query = (
             select(*LISTED)
-            .where(or_(jobs.c.status == "queued", expired))
+            .where(or_(jobs.c.status == "queued", _expired(self._database.clock())), *place)
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)

@@ -52,6 +52,7 @@ jobs = Table(
     Column("retry_of", String(64)),  # the failed or cancelled job that this one repeats; may be gone
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_by_status", "status", "created_at"),
+    Index("jobs_waiting", "status", "tenant", "created_at", "cells_total"),
     Index("jobs_by_tenant", "tenant", "status", "created_at"),
     Index("jobs_by_end", "finished_at"),
     Index("jobs_by_retry_of", "retry_of", unique=True),
