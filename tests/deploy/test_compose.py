@@ -100,3 +100,21 @@ def test_images_are_built_by_the_install_script_and_run_as_nobody(role):
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[0] == "*"
     assert all((ROOT / line[1:]).exists() for line in ignored if line.startswith("!"))
+
+
+def test_scripts_parse_and_commands_in_the_documentation_exist():
+    for script in ("deploy/slurm/featurespeed.sbatch", "deploy/docker/install.sh", "deploy/make-secrets.sh"):
+        subprocess.run(["bash", "-n", ROOT / script], check=True)
+    page = (ROOT / "docs/deploy.md").read_text()
+    named = re.findall(r"`(featurespeed [^`]+)`", page)
+    shown = re.findall(r"^(?:\$ )?(featurespeed .*)$", page, re.MULTILINE)
+    unit = re.findall(
+        r"^ExecStart=.*/(featurespeed .*)$", (ROOT / "deploy/systemd/featurespeed.service").read_text(), re.M
+    )
+    assert named
+    assert shown
+    assert unit
+    for command in [*named, *shown, *unit]:
+        assert_is_our_command(shlex.split(command))
+    for path in re.findall(r"\bdeploy/(?!secrets)[\w/.-]*\w", page):
+        assert (ROOT / path).exists(), path
