@@ -12,9 +12,7 @@ from featurespeed_service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-SETTINGS = {*Settings.model_fields, "autoscaling", "bootstrap_key", "bootstrap_key_file"}
-"""Settings that a manifest may name; those in quotation marks come with API keys and autoscaling."""
-
+SETTINGS = set(Settings.model_fields)
 FOLDERS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml"))
 
 
