@@ -216,3 +216,12 @@ def test_files_that_are_named_exist(page: str) -> None:
     paths = [f"/{path.relative_to(ROOT)}" for path in ROOT.glob("[cwst]*/**/*.py")]
     for named in re.findall(r"`([\w./]+\.py)`", (ROOT / page).read_text()):
         assert any(path.endswith(f"/{named}") for path in paths), named
+
+
+def test_security_names_what_there_is() -> None:
+    """Every path, and every ``path::test``, in SECURITY.md."""
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    assert len({path for path, test in named if test}) > 5
+    for path, test in named:
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"

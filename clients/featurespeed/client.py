@@ -174,8 +174,13 @@ def _settings(base_url: str, timeout: float, headers: Mapping[str, str] | None, 
     }
 
 
+def is_key(text: str) -> bool:
+    """Whether a header can carry the text as a key, or it is empty."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 def _authorization(api_key: str | None) -> dict[str, str]:
     key = (os.environ.get(API_KEY, "") if api_key is None else api_key).strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not is_key(key):
         raise ValueError("api_key: should be the text fsk_… that the operator gave out, which has no spaces")
     return {"Authorization": f"Bearer {key}"} if key else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +172,28 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
         check_dataset(tmp_path / "missing")
     with pytest.raises(SpecError, match="an existing file is required"):
         check_dataset(tmp_path)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    for number, save in enumerate((pickle.dump, torch.save)):
+        path = tmp_path / f"{number}.safetensors"
+        with path.open("wb") as file:
+            save(_Trap(tmp_path / "sprung"), file)
+        with pytest.raises(SpecError, match="must be a safetensors file"):
+            check_dataset(path)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(_Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()  # so it would have been seen
+
+
+class _Trap:
+    """Whoever unpickles it makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._path),)
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 """Tenants are apart: every route, asked for another tenant's job, answers as if there were none."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from featurespeed.contract import JobPage
-from featurespeed_service.store.keys import SCOPES, Grant
+from featurespeed_service.store.keys import JOB_SCOPES, SCOPES, Grant, parse_token
 from tests.service.conftest import Api
+from tests.service.service_process import wait_until
 from tests.service.specs import request, spec
-from tests.service.test_api import problem
+from tests.service.test_api import dataset, problem
+
+HTTP_PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
 OPEN = {"/", "/livez", "/readyz", "/v1/schema", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """What needs no key: nothing of it tells of jobs."""
@@ -101,3 +108,95 @@ def test_a_cursor_of_another_tenant_shows_nothing_of_it(tenants):
     cursor = {"cursor": page["next_cursor"]}
     listed = tenants.http.get("/v1/jobs", params=cursor, headers=tenants.headers["bob"]).json()["jobs"]
     assert not mine & {job["id"] for job in listed}
+
+
+def key(api, tenant, scopes=JOB_SCOPES, **limits):
+    """The headers of a new key."""
+    return {"Authorization": f"Bearer {api.store.keys.create(tenant, Grant(tenant, scopes, **limits))[1]}"}
+
+
+def test_datasets_are_apart(tenants):
+    content, sha256 = dataset()
+    with_dataset = spec(data={"kind": "dataset", "sha256": sha256, "batch_size": 8})
+
+    def put(name):
+        return tenants.http.put(f"/v1/datasets/{sha256}", content=content, headers=tenants.headers[name]).status_code
+
+    def submit(name):
+        return tenants.http.post("/v1/jobs", json=with_dataset, headers=tenants.headers[name])
+
+    unknown = problem(submit("bob"), 422, "invalid-spec")
+    assert put("alice") == 201
+    assert submit("alice").status_code == 202
+    assert problem(submit("bob"), 422, "invalid-spec") == unknown  # not even that it exists
+    assert [error.field for error in unknown.errors] == ["data.sha256"]
+    assert [put("bob"), put("bob")] == [201, 200]
+    assert submit("bob").status_code == 202
+
+
+def test_metrics_have_a_scope_of_their_own_and_name_nobody(tenants):
+    job = ended(tenants, "alice")
+    watcher = key(tenants, "watcher", ("metrics:read",))
+    answer = tenants.http.get("/metrics", headers=watcher)
+    assert answer.status_code == 200
+    assert "featurespeed_queue_depth" in answer.text
+    assert not [told for told in (job, "alice", "bob", "watcher") if told in answer.text]
+    for method, path in routes(tenants.app):
+        if path not in OPEN | {"/metrics"}:
+            refused = tenants.http.request(method, re.sub(r"{\w+}", job, path), headers=watcher)
+            problem(refused, 403, "forbidden")
+    problem(tenants.http.get("/metrics", headers=key(tenants, "alice")), 403, "forbidden")
+
+
+def test_a_retry_needs_a_place_in_the_quota(tenants):
+    headers = key(tenants, "carol", max_active_jobs=1)
+
+    def post(path, **options):
+        return tenants.http.post(path, headers=headers, **options)
+
+    first = post("/v1/jobs", json=spec()).json()["id"]
+    post(f"/v1/jobs/{first}:cancel")
+    second = post("/v1/jobs", json=spec()).json()["id"]
+    refused = post(f"/v1/jobs/{first}:retry")
+    problem(refused, 429, "quota-exceeded")
+    assert int(refused.headers["retry-after"]) >= 1
+    post(f"/v1/jobs/{second}:cancel")
+    again = post(f"/v1/jobs/{first}:retry")
+    assert again.status_code == 202
+    assert post(f"/v1/jobs/{first}:retry").json()["id"] == again.json()["id"]  # a repetition takes no place
+
+
+def test_two_keys_of_a_tenant_share_its_jobs_and_its_quota(tenants):
+    one, two = (key(tenants, "dora", max_active_jobs=2, requests_per_minute=60) for _ in range(2))
+    jobs = [tenants.http.post("/v1/jobs", json=spec(), headers=headers).json()["id"] for headers in (one, two)]
+    for headers in (one, two):
+        problem(tenants.http.post("/v1/jobs", json=spec(), headers=headers), 429, "quota-exceeded")
+        listed = tenants.http.get("/v1/jobs", headers=headers).json()["jobs"]
+        assert [job["id"] for job in listed] == jobs[::-1]
+    assert tenants.http.post(f"/v1/jobs/{jobs[0]}:cancel", headers=two).json()["status"] == "cancelled"
+    assert tenants.http.post("/v1/jobs", json=spec(), headers=one).status_code == 202
+    wider = key(tenants, "dora", max_active_jobs=3)  # the limit is the key's, what is counted the tenant's
+    assert tenants.http.post("/v1/jobs", json=spec(), headers=wider).status_code == 202
+    problem(tenants.http.post("/v1/jobs", json=spec(), headers=wider), 429, "quota-exceeded")
+
+
+def test_a_key_is_changed_as_the_page_says(tenants, tmp_path):
+    (script,) = re.findall(r"^```bash\n(.*?keys revoke.*?)^```$", HTTP_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    old = tenants.headers["alice"]
+    job = ended(tenants, "alice")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEATURESPEED_")}
+    environment = {
+        **clean,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FEATURESPEED_DATABASE": tenants.settings.database_url,
+        "SERVER": str(tenants.http.base_url),
+        "OLD_ID": parse_token(old["Authorization"].removeprefix("Bearer "))[0],
+    }
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert job in done.stdout
+    assert (tmp_path / "new.key").stat().st_mode & 0o777 == 0o600
+    new = {"Authorization": f"Bearer {(tmp_path / 'new.key').read_text().strip()}"}
+    wait_until(lambda: tenants.http.get("/v1/jobs", headers=old).status_code == 401, 30, "the end of the old key")
+    assert tenants.http.get(f"/v1/jobs/{job}", headers=new).status_code == 200

@@ -13,6 +13,7 @@ from featurespeed.cli import jobs, keys, serving
 from featurespeed.cli.ask import Question, answer
 from featurespeed.cli.outcome import DONE, INTERRUPTED, report
 from featurespeed.cli.output import check_out, deliver
+from featurespeed.cli.server import ApiKeyFileOption
 from featurespeed.contract.request import Kind
 from featurespeed.version import __version__
 
@@ -68,13 +69,16 @@ RECOMMEND_EXAMPLES = """Examples:
 
   featurespeed recommend transformer.yaml --refine 50
 
-  featurespeed recommend - --server http://localhost:8000 < spec.json"""
+  featurespeed recommend - --server http://localhost:8000 < spec.json
+
+  featurespeed recommend mlp.yaml --server https://gpu.example --api-key-file ~/.featurespeed.key"""
 
 
 @app.command(epilog=RECOMMEND_EXAMPLES)
 def recommend(
     spec: SpecArgument,
     server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
     seeds: SeedsOption = None,
@@ -82,7 +86,7 @@ def recommend(
     refine: RefineOption = None,
 ) -> None:
     """Recommend initialization scales and learning rates."""
-    _ask("recommend", Question(spec, server, seeds, steps, refine), as_json, out)
+    _ask("recommend", Question(spec, server, seeds, steps, refine, api_key_file), as_json, out)
 
 
 MEASURE_EXAMPLES = """Examples:
@@ -96,13 +100,14 @@ MEASURE_EXAMPLES = """Examples:
 def measure(
     spec: SpecArgument,
     server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
     seeds: SeedsOption = None,
     steps: StepsOption = None,
 ) -> None:
     """Measure angles, feature speeds and contributions under a given scaling."""
-    _ask("measure", Question(spec, server, seeds, steps), as_json, out)
+    _ask("measure", Question(spec, server, seeds, steps, api_key_file=api_key_file), as_json, out)
 
 
 serving.register(app)

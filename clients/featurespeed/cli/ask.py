@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import typer
+
+from featurespeed.cli.server import open_client
 from featurespeed.contract.job import FieldError
 from featurespeed.contract.report import Report
 from featurespeed.contract.request import Kind
 from featurespeed.contract.validation import SpecError
 from featurespeed.progress import LineListener, progress_on_terminal
 from featurespeed.spec_files import Specification, complete, parse_spec
-
-if TYPE_CHECKING:
-    from featurespeed.client import Client
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,13 @@ class Question:
     seeds: str | None = None
     steps: int | None = None
     refine: int | None = None
+    api_key_file: Path | None = None
 
 
 def answer(kind: Kind, question: Question) -> Report:
     """The report; raises what :mod:`featurespeed.cli.outcome` explains."""
+    if question.api_key_file is not None and question.server is None:
+        raise typer.BadParameter("is for a server, and none is named", param_hint="--api-key-file")
     specification = read(kind, question)
     with progress_on_terminal(None) as shown:
         listener = shown or LineListener()
@@ -38,20 +41,9 @@ def answer(kind: Kind, question: Question) -> Report:
             from featurespeed.cli.local import answer_here
 
             return answer_here(specification, listener)
-        with open_client(question.server) as client:
+        with open_client(question.server, question.api_key_file) as client:
             method = client.recommend if kind == "recommend" else client.measure
             return method(specification, on_event=listener)
-
-
-def open_client(server: str) -> Client:
-    """A client of the server that an option names; raises SpecError if that is no URL."""
-    from featurespeed.client import Client
-
-    try:
-        return Client(server)
-    except ValueError:
-        bound = "should begin with http:// or https:// and name a host"
-        raise SpecError([FieldError(field="--server", value=server, bound=bound)]) from None
 
 
 def read(kind: Kind, question: Question) -> Specification:

@@ -10,10 +10,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from featurespeed.cli.ask import open_client
 from featurespeed.cli.job_tables import job_json, jobs_json, jobs_text, shown_job
 from featurespeed.cli.outcome import BAD_INPUT, DONE
 from featurespeed.cli.output import print_text
+from featurespeed.cli.server import ApiKeyFileOption, open_client
 from featurespeed.contract.job import TERMINAL, FieldError, Status
 from featurespeed.contract.request import Kind
 from featurespeed.contract.validation import SpecError
@@ -36,38 +36,54 @@ def list_jobs(
     kind: Annotated[str | None, typer.Option(metavar="KIND", help="Only those of this kind.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     server: ServerOption = DEFAULT_SERVER,
+    api_key_file: ApiKeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first: a table on a terminal, else lines with tabs."""
     for name, value, choices in (("--status", status, get_args(Status)), ("--kind", kind, get_args(Kind))):
         if value is not None and value not in choices:
             raise _refused(name, value, f"should be one of {', '.join(choices)}")
-    with open_client(server) as client:
+    with open_client(server, api_key_file) as client:
         jobs = client.jobs(status=status, kind=kind)  # type: ignore[arg-type]  # checked above
         found = [job.info for job in islice(jobs, limit)]
     print_text(jobs_json(found) if as_json else jobs_text(found))
 
 
 @app.command(epilog="Example:\n\n  featurespeed jobs show job_a952cd0b33b06cd7f0245875 --json")
-def show(job: JobId, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+def show(
+    job: JobId,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: ApiKeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show one job: its status, progress, error and request."""
-    with open_client(server) as client:
+    with open_client(server, api_key_file) as client:
         info = client.job(job).info
     print_text(job_json(info) if as_json else shown_job(info))
 
 
 @app.command()
-def cancel(job: JobId, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+def cancel(
+    job: JobId,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: ApiKeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Ask a job to stop; one that has ended stays as it is."""
-    with open_client(server) as client:
+    with open_client(server, api_key_file) as client:
         info = client.job(job).cancel()
     print_text(job_json(info) if as_json else jobs_text([info]))
 
 
 @app.command()
-def retry(job: JobId, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+def retry(
+    job: JobId,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: ApiKeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Queue a failed or cancelled job again, as a new job that takes over what was finished."""
-    with open_client(server) as client:
+    with open_client(server, api_key_file) as client:
         info = client.job(job).retry().info
     print_text(job_json(info) if as_json else jobs_text([info]))
 

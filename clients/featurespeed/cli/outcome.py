@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typer.exceptions import TyperException
 
 from featurespeed.contract.validation import SpecError
-from featurespeed.errors import FeaturespeedError, JobCancelled, JobFailed, ProblemError
+from featurespeed.errors import FeaturespeedError, JobCancelled, JobFailed, ProblemError, Unauthenticated
 
 DONE, FAULT, BAD_INPUT, JOB_FAILED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit statuses; FAULT is an error in this program."""
@@ -56,9 +56,11 @@ def explained(error: BaseException) -> tuple[int, str]:
             return JOB_FAILED, error.error.detail
         case JobCancelled() | LocalFailure():
             return JOB_FAILED, str(error)
+        case Unauthenticated():
+            return BAD_INPUT, f"{error} (--api-key-file FILE, or FEATURESPEED_API_KEY)"
         case ProblemError():
-            busy = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status == HTTPStatus.TOO_MANY_REQUESTS
-            return (UNREACHABLE if busy else BAD_INPUT), str(error)
+            broken = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            return (UNREACHABLE if broken else BAD_INPUT), str(error)
         case FeaturespeedError():  # no answer, or none that can be read
             return UNREACHABLE, str(error)
         case MemoryError():
