@@ -9,13 +9,14 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed_service.settings import PREFIX, Settings
+from featurespeed_service.store.interface import StoreUnavailable
 from featurespeed_service.store.migrating import DatabaseTooNew
 from featurespeed_service.store.sql import SqlStore, open_store
 
 BAD_INPUT = 2
 """Exit status for what an operator can put right."""
 
-DATABASE_ERRORS = (SQLAlchemyError, ImportError, OSError, ValueError, DatabaseTooNew)
+DATABASE_ERRORS = (SQLAlchemyError, StoreUnavailable, ImportError, OSError, ValueError, DatabaseTooNew)
 
 
 class CannotStart(Exception):

@@ -57,8 +57,10 @@ class Settings(BaseModel):
 
     lease_seconds: Annotated[float, Field(gt=0)] = 15.0
     """A dispatcher that has not renewed its lease for so long is taken for dead."""
-    max_attempts: Annotated[int, Field(ge=1)] = 3
-    """How often a job is started before a crash of its workers or dispatcher fails it."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """A job that was started so often in a row without finishing a cell, its dispatcher dying each time, fails."""
+    max_crashes: Annotated[int, Field(ge=1)] = 3
+    """A job of which one cell's worker has crashed so often fails."""
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 2.0
     """How long a cancelled cell may take to stop by itself before its process is ended."""
 

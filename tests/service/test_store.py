@@ -22,6 +22,7 @@ from tests.service.conftest import LEASE_SECONDS
 from tests.service.specs import request
 
 PROGRESS = Progress(cells_done=1, cells_total=3, fraction=0.5, message="seed 0: step 1")
+STARTS = "the job was started 3 times in a row without finishing a cell"
 CRASH = JobError(type="worker-crashed", detail="the worker of seed 0 died")
 
 
@@ -163,13 +164,33 @@ def test_attempts_are_bounded(store, clock):
     assert "3 times" in failed.error.detail
 
 
+def test_a_finished_cell_makes_the_attempts_start_over(store, clock):
+    store.submit(request())
+    for number in range(6):
+        claim = store.claim("d")
+        if number % 2:
+            store.record(claim.lease, progress=PROGRESS, cells={f"seed {number}": "{}"})
+        clock.advance(LEASE_SECONDS + 1)
+    assert store.claim("d").lease.attempt == 7
+
+
+def test_a_record_may_be_repeated(store):
+    store.submit(request())
+    lease = store.claim("d").lease
+    for _ in range(2):
+        store.record(lease, progress=PROGRESS, cells={"seed 0": "first", "seed 1": "{}"})
+    store.record(lease, progress=PROGRESS, cells={"seed 0": "second", "seed 2": "{}"})
+    store.release(lease)
+    assert store.claim("d").cells == {"seed 0": "first", "seed 1": "{}", "seed 2": "{}"}
+
+
 def test_a_crash_is_retried_until_the_attempts_are_used_up(store):
     job = store.submit(request())
     for _ in range(2):
         assert store.retry(store.claim("d").lease, CRASH).status == "queued"
     failed = store.retry(store.claim("d").lease, CRASH)
     assert failed.status == "failed"
-    assert failed.error == JobError(type="worker-crashed", detail=f"{CRASH.detail}; the job was started 3 times")
+    assert failed.error == JobError(type="worker-crashed", detail=f"{CRASH.detail}; {STARTS}")
     assert store.get(job.id) == failed
 
 

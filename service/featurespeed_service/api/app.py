@@ -25,6 +25,9 @@ from featurespeed_service.store.sql import SqlStore
 DESCRIPTION = "Send your architecture, get back the initialization scale and learning rate of every block."
 ROUTERS = (jobs.router, events.router, datasets.router, operations.router)
 
+ANYWHERE = ("internal-error", "database-unavailable", "insufficient-storage")
+"""Problems that every operation may answer with."""
+
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def _complete(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     for name, schema in found["$defs"].items():
         schemas.setdefault(name, schema)
-    anywhere = {str(status): answer for status, answer in problems.declared("internal-error").items()}
+    anywhere = {str(status): answer for status, answer in problems.declared(*ANYWHERE).items()}
     for path in document["paths"].values():
         for operation in path.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):

@@ -20,6 +20,8 @@ from featurespeed_service.store.interface import (
     JobNotFound,
     KeyOfDeletedJob,
     QuotaExceeded,
+    StoreFull,
+    StoreUnavailable,
     WrongStatus,
 )
 
@@ -73,6 +75,8 @@ TYPES: dict[str, ProblemType] = {
     "rate-limited": ProblemType("Too many requests", HTTPStatus.TOO_MANY_REQUESTS),
     "quota-exceeded": ProblemType("Too many jobs", HTTPStatus.TOO_MANY_REQUESTS),
     "internal-error": ProblemType("Internal error", HTTPStatus.INTERNAL_SERVER_ERROR),
+    "database-unavailable": ProblemType("Database unavailable", HTTPStatus.SERVICE_UNAVAILABLE),
+    "insufficient-storage": ProblemType("Insufficient storage", HTTPStatus.INSUFFICIENT_STORAGE),
     "not-ready": ProblemType("Not ready", HTTPStatus.SERVICE_UNAVAILABLE),
 }
 """Every type of problem; its name is ``urn:featurespeed:problem:<key>``. docs/api.md explains each."""
@@ -128,6 +132,13 @@ def _job_not_found(request: Request, error: JobNotFound) -> Problem:
     return problem("not-found", str(error), [fault])
 
 
+def _outage(_request: Request, error: StoreUnavailable) -> Problem:
+    """What exactly went wrong is for the log, as it names hosts."""
+    if isinstance(error, StoreFull):
+        return problem("insufficient-storage", "the service has no room left to store this")
+    return problem("database-unavailable", "the job store cannot be reached; ask again")
+
+
 def _refused(slug: str) -> Callable[[Request, Any], Problem]:
     """The problem of an exception whose text says all, with its ``errors`` if it has any."""
     return lambda _, error: problem(slug, str(error), map(_shortened, getattr(error, "errors", ())))
@@ -154,6 +165,7 @@ TABLE: dict[type[Exception], Callable[[Request, Any], Problem]] = {
     RateLimited: _refused("rate-limited"),
     QuotaExceeded: _refused("quota-exceeded"),
     BodyTooSlow: _refused("too-slow"),
+    StoreUnavailable: _outage,
     RequestValidationError: _invalid_query,
     HTTPException: _http,
 }

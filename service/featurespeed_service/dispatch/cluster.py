@@ -45,6 +45,9 @@ from featurespeed_workers.stages import CellKey  # noqa: E402
 
 log = logging.getLogger(__name__)
 
+LOCAL_SYSTEM = {"gcs_rpc_server_reconnect_timeout_s": 5}
+"""A local GCS that died does not come back: its driver ends after this, a new one starts. Ray's default is 60."""
+
 DIRECTORY_PREFIX = "featurespeed-ray-"
 ITEMS_PER_POLL = 50
 WARM_UP_SECONDS = 60.0
@@ -244,6 +247,7 @@ def connect(settings: Settings) -> Iterator[Cluster]:
                 logging_level=logging.ERROR,
                 object_store_memory=settings.object_store_bytes,
                 _temp_dir=str(directory),
+                _system_config=LOCAL_SYSTEM,
             )
             yield Cluster(settings)
         finally:

@@ -9,15 +9,12 @@ import argparse
 import logging
 import os
 import secrets
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Collection
 from contextlib import closing
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any
 
 from featurespeed.contract import Job, JobError, SpecError
@@ -27,13 +24,16 @@ from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Clu
 from featurespeed_service.dispatch.datasets import SentDatasets
 from featurespeed_service.dispatch.fair_share import claim_order, held_by_tenant, in_turn
 from featurespeed_service.dispatch.housekeeping import Housekeeping
+from featurespeed_service.dispatch.outage import Outage
+from featurespeed_service.dispatch.process import SignsOfLife, stop_on_signals, stop_with_parent, wait_for_store
 from featurespeed_service.dispatch.reaching import NoCluster
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.dispatch.shares import Share
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.counters import Tally
-from featurespeed_service.store.interface import Lease, LeaseLost, Store
+from featurespeed_service.store.interface import Lease, LeaseLost, Store, StoreUnavailable
+from featurespeed_service.store.leases import ATTEMPTS_EXHAUSTED
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
@@ -45,13 +45,12 @@ POLL_SECONDS = 0.03
 HEARTBEAT_SECONDS = 2.0
 SLOTS_SECONDS = 5.0
 """How often the size of the cluster is asked for."""
-STOP_SECONDS = 6.0
-"""A dispatcher whose parent has gone ends itself within this, however stuck it is."""
 WORKER_CRASHED = "worker-crashed"
 INSUFFICIENT_RESOURCES = "insufficient-resources"
 COMMAND = "featurespeed_service.dispatch.dispatcher"
 CLUSTER_LOST = 75
 """Exit status (EX_TEMPFAIL): another dispatcher, with another Ray, can go on."""
+NODE_DIED = JobError(type=ATTEMPTS_EXHAUSTED, detail="the dispatcher lost its Ray node each time")
 
 
 class Dispatcher:
@@ -66,56 +65,61 @@ class Dispatcher:
         self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._jobs: dict[Lease, RunningJob] = {}
         self._doomed: dict[CellTask, float] = {}  # cancelled tasks, and when their grace ends
+        self._outage = Outage()
         self._housekeeping = Housekeeping(store, settings)
         self._tally = Tally()
         self._started: dict[CellTask, float] = {}
         self._due = {"beat": 0.0, "renew": 0.0, "slots": 0.0}
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set, then give the jobs back."""
+    def run(self, stop: threading.Event, signs: SignsOfLife) -> None:
+        """Work until ``stop`` is set, then give the jobs back, at no cost; on an exception it costs them a start."""
+        is_orderly = False
         try:
             while not stop.is_set():
+                signs.give()
                 self.step(POLL_SECONDS)
                 if not self._cluster.running:
                     stop.wait(POLL_SECONDS)
+            is_orderly = True
         finally:
-            self._give_back()
+            try:
+                self._give_back(is_orderly)
+            except StoreUnavailable as error:
+                log.warning("jobs are not given back, their leases will run out", reason=str(error))
 
     def step(self, seconds: float) -> None:
         """Look once at everything; waits up to ``seconds`` for news of running tasks."""
-        self._keep_alive()
-        self._claim()
-        self._submit()
+        self._outage.ask(self._keep_alive, self._claim)
+        with self._outage.noticed():
+            self._submit()
         if self._cluster.running:
             for task, heard in self._cluster.poll(seconds):
                 self._hear(task, heard)
-        for job in list(self._jobs.values()):
-            self._write(job)
-        for lease, what in self._store.stop_requests(self._jobs).items():
-            self._stop(lease, what)
+        self._outage.ask(self._write_all, self._heed_stop_requests, self._housekeeping.step)
         self._force()
-        self._housekeeping.step()
 
-    def _is_due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        if now < self._due[what]:
-            return False
-        self._due[what] = now + every
-        return True
+    def _is_due(self, what: str) -> bool:
+        return time.monotonic() >= self._due[what]
+
+    def _done(self, what: str, every: float) -> None:
+        self._due[what] = time.monotonic() + every
 
     def _keep_alive(self) -> None:
-        if self._is_due("beat", HEARTBEAT_SECONDS):
+        if self._is_due("slots"):
+            self._cluster.refresh()
+            self._done("slots", SLOTS_SECONDS)
+        if self._is_due("beat"):
             self._store.beat(self._owner, self._tally.counted)
             self._tally = Tally()
-        if self._is_due("slots", SLOTS_SECONDS):
-            self._cluster.refresh()
-        if self._is_due("renew", self._settings.lease_seconds / 3):
+            self._done("beat", HEARTBEAT_SECONDS)
+        if self._is_due("renew"):
             for lease in list(self._jobs):
                 try:
-                    self._store.renew(lease)
+                    self._store.renew(lease)  # also of a lease that ran out in an outage, if nobody took the job
                 except LeaseLost:
                     self._lost(lease)
                     self._drop(lease)
+            self._done("renew", self._settings.lease_seconds / 3)
 
     def _claim(self) -> None:
         while claim := self._store.claim(self._owner, self._claim_order):
@@ -143,16 +147,14 @@ class Dispatcher:
             return True
         job.unfit_since = job.unfit_since or time.monotonic()
         if time.monotonic() - job.unfit_since >= self._settings.node_wait_seconds:
-            job.waiting.clear()
-            self._end(job, JobError(type=INSUFFICIENT_RESOURCES, detail=lack))
+            self._fail(job, JobError(type=INSUFFICIENT_RESOURCES, detail=lack))
         return False
 
     def _start(self, job: RunningJob, share: Share) -> None:
         try:
             job.dataset = job.dataset or self._datasets.of(job.tenant, job.request)
         except SpecError as error:
-            job.waiting.clear()
-            self._end(job, job_error(error))
+            self._fail(job, job_error(error))
             return
         key = job.waiting.popleft()
         task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.dataset)
@@ -167,57 +169,71 @@ class Dispatcher:
         if job is None:  # of a job that has ended
             return
         if isinstance(heard, Item) and heard.kind == "failed":
-            self._end(job, JobError.model_validate_json(heard.text))
+            self._fail(job, JobError.model_validate_json(heard.text))
         elif isinstance(heard, Item):
             if heard.kind == "cell":
                 self._tally.observe_cell(job.request.kind, time.monotonic() - self._started[task])
             job.hear(task, heard)
         else:
             key = job.tasks.pop(task)
-            if key not in job.done:
+            if key not in job.done and job.outcome is None:
                 self._ended_early(job, key, heard)
 
     def _ended_early(self, job: RunningJob, key: CellKey, ended: Ended) -> None:
         if ended.how == "error":
-            self._end(job, _internal_error(job, ended.text))
+            self._fail(job, _internal_error(job, ended.text))
             return
-        log.warning("cell ended early", **_of(job.lease), cell=key, how=ended.how, text=ended.text)
+        times = job.crashed(key)
+        log.warning("cell ended early", **_of(job.lease), cell=key, how=ended.how, times=times, text=ended.text)
         self._tally.count("worker_crashes")
-        self._end(job, JobError(type=WORKER_CRASHED, detail=f"the worker of {key} died"), retry=True)
+        if times >= self._settings.max_crashes:
+            often = "once" if times == 1 else f"{times} times"
+            self._fail(job, JobError(type=WORKER_CRASHED, detail=f"the worker of {key} died {often}"))
 
-    def _end(self, job: RunningJob, error: JobError, *, retry: bool = False) -> None:
-        """End this attempt with an error, its finished cells kept."""
-        try:
-            self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
-            self._ended((self._store.retry if retry else self._store.fail)(job.lease, error), job.lease)
-        except LeaseLost:
-            self._lost(job.lease)
-        self._drop(job.lease)
+    def _fail(self, job: RunningJob, error: JobError) -> None:
+        """Let a job end with an error, its finished cells kept; the store hears of it with the next write."""
+        job.fail(error)
+        self._stop_tasks(job)
+
+    def _write_all(self) -> None:
+        for job in list(self._jobs.values()):
+            try:
+                self._write(job)
+            except LeaseLost:
+                self._lost(job.lease)
+                self._drop(job.lease)
 
     def _write(self, job: RunningJob) -> None:
-        if not job.changed:
+        """Bring a job's news to the store, each once it is certain that what came before is there."""
+        self._record(job)
+        if job.is_complete and job.outcome is None:
+            job.outcome = self._assembled(job)
+        if isinstance(job.outcome, JobError):
+            self._ended(self._store.fail(job.lease, job.outcome), job.lease)
+        elif job.outcome is not None:
+            self._ended(self._store.succeed(job.lease, job.outcome), job.lease)
+        else:
             return
-        try:
+        self._drop(job.lease)
+
+    def _record(self, job: RunningJob) -> None:
+        if job.changed:
             self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
             job.written()
-            if job.is_complete:
-                self._assemble(job)
-        except LeaseLost:
-            self._lost(job.lease)
-            self._drop(job.lease)
 
-    def _assemble(self, job: RunningJob) -> None:
+    def _assembled(self, job: RunningJob) -> str | JobError:
         wall_seconds = (datetime.now(UTC) - (job.job.started_at or job.job.created_at)).total_seconds()
         try:
-            report = self._engine.assemble(job.request, job.done, wall_seconds=wall_seconds).model_dump_json()
+            return self._engine.assemble(job.request, job.done, wall_seconds=wall_seconds).model_dump_json()
         except (MeasurementError, SpecError) as error:
-            self._ended(self._store.fail(job.lease, job_error(error)), job.lease)
+            return job_error(error)
         except Exception as error:
             log.exception("no report", **_of(job.lease))
-            self._ended(self._store.fail(job.lease, _internal_error(job, repr(error))), job.lease)
-        else:
-            self._ended(self._store.succeed(job.lease, report), job.lease)
-        self._drop(job.lease)
+            return _internal_error(job, repr(error))
+
+    def _heed_stop_requests(self) -> None:
+        for lease, what in self._store.stop_requests(self._jobs).items():
+            self._stop(lease, what)
 
     def _ended(self, job: Job, lease: Lease) -> None:
         log.info("attempt ended", **_of(lease), status=job.status, error=job.error and job.error.type)
@@ -240,8 +256,11 @@ class Dispatcher:
 
     def _drop(self, lease: Lease) -> None:
         """Forget a job, and stop what it still has running."""
-        job = self._jobs.pop(lease, None)
-        for task in job.tasks if job is not None else ():
+        if (job := self._jobs.pop(lease, None)) is not None:
+            self._stop_tasks(job)
+
+    def _stop_tasks(self, job: RunningJob) -> None:
+        for task in job.tasks:
             self._cluster.cancel(task, force=False)
             self._doomed[task] = time.monotonic() + self._settings.cancel_grace_seconds
 
@@ -250,11 +269,15 @@ class Dispatcher:
             del self._doomed[task]
             self._cluster.cancel(task, force=True)
 
-    def _give_back(self) -> None:
-        """Release every lease: others may go on at once. The tasks end with the cluster's driver."""
-        for lease in list(self._jobs):
+    def _give_back(self, is_orderly: bool) -> None:
+        """Let go of every lease: others may go on at once. The tasks end with the cluster's driver."""
+        for lease, job in list(self._jobs.items()):
             try:
-                self._store.release(lease)
+                self._record(job)
+                if is_orderly:
+                    self._store.release(lease)
+                else:
+                    self._store.retry(lease, NODE_DIED)
             except LeaseLost:
                 self._lost(lease)
         self._store.beat(self._owner, self._tally.counted)
@@ -272,55 +295,42 @@ def _internal_error(job: RunningJob, text: str) -> JobError:
     return JobError(type=INTERNAL_ERROR, detail=f"internal error; the service's log has it under reference {reference}")
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
-
-
-def _stop_with_parent(stop: threading.Event) -> None:
-    """Wait for the end of standard input, a pipe that closes with the parent."""
-    while os.read(sys.stdin.fileno(), 1024):  # not through sys.stdin: its lock would be held at the process's end
-        pass
-    stop.set()
-    time.sleep(STOP_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)  # stuck; Ray's processes are set to die with this one
-
-
 def main() -> int:
     """Run until SIGTERM, SIGINT or, with ``--exit-with-parent``, the end of standard input."""
     parser = argparse.ArgumentParser(
         prog="python -m featurespeed_service.dispatch.dispatcher", description=main.__doc__
     )
     parser.add_argument("--exit-with-parent", action="store_true")
+    parser.add_argument("--signs-of-life", type=int, metavar="FD", help="file descriptor to write to now and then")
     arguments = parser.parse_args()
     stop = threading.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     if arguments.exit_with_parent:
-        threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+        threading.Thread(target=stop_with_parent, args=(stop,), daemon=True).start()
+    signs = SignsOfLife(arguments.signs_of_life)
     try:
         settings = settings_of()
         logs.configure("dispatcher", settings)
+        if arguments.exit_with_parent:  # it was reached before: the supervisor's process has opened it
+            wait_for_store(settings, stop, signs)
         with closing(opened(settings)) as store, connect(settings) as cluster:
-            _work(store, cluster, settings, stop)
+            _work(store, cluster, settings, stop, signs)
     except (CannotStart, NoCluster) as error:
         return refuse(str(error))
     return 0
 
 
-def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Event) -> None:
-    _stop_on_signals(stop)  # ray.init has replaced the handlers
+def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Event, signs: SignsOfLife) -> None:
+    stop_on_signals(stop)  # ray.init has replaced the handlers
     logs.adopt()  # and brought its own for its log
     logs.catch_printed()  # Ray prints what raylets report
     warm = cluster.warm_up()
     engine = load_engine(settings.engine)
     end = time.monotonic() + WARM_UP_SECONDS
     while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
-        pass
+        signs.give()
     try:
-        Dispatcher(store, cluster, settings, engine).run(stop)  # gives its jobs back, whatever happens
+        Dispatcher(store, cluster, settings, engine).run(stop, signs)  # gives its jobs back, whatever happens
     except ClusterLost as error:
         log.error("the cluster is lost; the jobs go back to the queue", error=str(error))
         logging.shutdown()

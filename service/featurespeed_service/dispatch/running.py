@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from pydantic import BaseModel
 
 from featurespeed.budget import memory_bytes
-from featurespeed.contract import Progress
+from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.cluster import CellTask
 from featurespeed_service.store.interface import Claim
 from featurespeed_workers.ray_tasks import Item, SentDataset
@@ -42,6 +42,9 @@ class RunningJob:
         self.new_measurements: list[str] = []
         self.changed = True
         self.is_complete = False
+        self.outcome: str | JobError | None = None
+        """The report or the error in which the job ends, until the store has it."""
+        self._crashes: Counter[CellKey] = Counter()
         self._engine = engine
         self._queued: set[CellKey] = set()  # waiting, running or done in this attempt
         self._fractions: dict[CellKey, float] = {}
@@ -93,6 +96,20 @@ class RunningJob:
             told = _Told.model_validate_json(item.text, extra="ignore")
             self._fractions[key] = min(1.0, max(0.0, told.fraction))
             self._message = f"{key}: {told.message}"
+
+    def crashed(self, key: CellKey) -> int:
+        """Queue a cell again whose worker has died; how often that happened to it."""
+        self._fractions.pop(key, None)
+        self.waiting.appendleft(key)
+        self._crashes[key] += 1
+        self._message = f"{key}: its worker died; again"
+        self.changed = True
+        return self._crashes[key]
+
+    def fail(self, error: JobError) -> None:
+        """Let the job end with an error: nothing more of it is started."""
+        self.outcome = self.outcome or error
+        self.waiting.clear()
 
     @property
     def progress(self) -> Progress:

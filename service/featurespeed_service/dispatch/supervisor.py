@@ -26,8 +26,14 @@ STOP_SECONDS = 6.0
 """How long a dispatcher may take to stop before its process group is killed."""
 
 
+SILENT_SECONDS = 30.0
+"""A dispatcher that gave no sign of life for so long is stuck (stopped, or in a call that hangs), and is killed."""
+START_SECONDS = 180.0
+"""The same before its first sign: starting Ray takes a while."""
+
+
 class Supervisor:
-    """Starts a dispatcher, and another one whenever it dies, until it is stopped."""
+    """Starts a dispatcher, and another one whenever it dies or is stuck, until it is stopped."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -68,28 +74,51 @@ class Supervisor:
     def _run_once(self) -> int:
         # A session of its own: Ctrl-C in a terminal reaches the API alone, which then stops the dispatcher in order.
         # Its standard output is our standard error, because ours has one line only.
+        signs, given = os.pipe()
         process = subprocess.Popen(
-            self._command,
+            [*self._command, "--signs-of-life", str(given)],
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno(),
             env=self._environment,
             start_new_session=True,
+            pass_fds=[given],
         )
+        os.close(given)
         self._process = process
         try:
             if self._stopping.is_set():  # between the last look and now
                 process.send_signal(signal.SIGTERM)
-            while (status := process.poll()) is None:
-                if self._stopping.wait(0.05):
-                    status = _wait_for_end(process)
-                    break
-            return status
+            return self._watch(process, signs)
         finally:
             self._process = None
             with suppress(ProcessLookupError):  # whatever of its group is left
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             if process.stdin is not None:
                 process.stdin.close()
+            os.close(signs)
+
+    def _watch(self, process: subprocess.Popen[bytes], signs: int) -> int:
+        """Wait for the end of a dispatcher; returns its exit status."""
+        os.set_blocking(signs, False)
+        silent_at = time.monotonic() + START_SECONDS
+        while (status := process.poll()) is None:
+            if self._stopping.wait(0.05):
+                return _wait_for_end(process)
+            if _has_news(signs):
+                silent_at = time.monotonic() + SILENT_SECONDS
+            elif time.monotonic() > silent_at:
+                log.error("the dispatcher gives no sign of life; it is killed")
+                process.kill()
+                return process.wait()
+        return status
+
+
+def _has_news(signs: int) -> bool:
+    try:
+        return bool(os.read(signs, 4096))
+    except BlockingIOError:
+        return False
 
 
 def _wait_for_end(process: subprocess.Popen[bytes]) -> int:

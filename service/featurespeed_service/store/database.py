@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed_service.store.migrating import current, upgrade
+from featurespeed_service.store.outages import (
+    BUSY_TIMEOUT_SECONDS,
+    POOL_TIMEOUT_SECONDS,
+    POSTGRESQL_TIMEOUTS,
+    outage,
+)
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
 """The time in microseconds since 1970."""
 
-BUSY_TIMEOUT_SECONDS = 20.0
 POOL_SIZE = 20
-"""Connections that a process keeps to PostgreSQL; ten more come and go."""
+"""Connections that a process keeps; ten more come and go."""
 _WRITES = "featurespeed_writes"
 
 
@@ -29,14 +38,15 @@ def system_clock() -> int:
 class Database:
     """An engine whose schema is up to date, and a clock.
 
-    Raises ``sqlalchemy.exc.SQLAlchemyError`` (or ImportError, for a driver not installed) if it cannot be reached, and
-    DatabaseTooNew.
+    Raises StoreUnavailable if it cannot be reached, ``sqlalchemy.exc.SQLAlchemyError`` or ValueError for a URL that is
+    none, ImportError for a driver that is not installed, and DatabaseTooNew.
     """
 
     def __init__(self, url: str, clock: Clock = system_clock) -> None:
         self.clock = clock
         self._engine = _engine(url)
         self._writer = self._engine.execution_options(**{_WRITES: True})
+        self._is_away: bool | None = None  # not known before it is reached for the first time
         try:
             with self.writing() as connection:
                 upgrade(connection)
@@ -45,12 +55,28 @@ class Database:
             raise
 
     def reading(self) -> AbstractContextManager[Connection]:
-        """A transaction that changes nothing."""
-        return self._engine.begin()
+        """A transaction that changes nothing; raises StoreUnavailable, as writing does."""
+        return self._transaction(self._engine)
 
     def writing(self) -> AbstractContextManager[Connection]:
         """A transaction that may write; commits at its end, rolls back on an exception."""
-        return self._writer.begin()
+        return self._transaction(self._writer)
+
+    @contextmanager
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            if (away := outage(error)) is None:
+                raise
+            if self._is_away is False:
+                log.warning("the database is unavailable: %s", away)
+                self._is_away = True
+            raise away from error
+        if self._is_away:
+            log.warning("the database is back")
+        self._is_away = False
 
     def close(self) -> None:
         """Close all connections."""
@@ -66,17 +92,24 @@ def revision_of(url: str) -> str | None:
     try:
         with engine.begin() as connection:
             return current(connection)
+    except SQLAlchemyError as error:
+        raise outage(error) or error from error
     finally:
         engine.dispose()
 
 
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
+    pool: dict[str, Any] = {"pool_size": POOL_SIZE, "pool_timeout": POOL_TIMEOUT_SECONDS}
     if parsed.get_backend_name() != "sqlite":
         if parsed.drivername in ("postgresql", "postgres"):  # what people write, and hosts hand out
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+        is_libpq = parsed.drivername.startswith("postgresql+psycopg")
+        limits = {name: value for name, value in POSTGRESQL_TIMEOUTS.items() if is_libpq and name not in parsed.query}
+        return create_engine(parsed, connect_args=limits, pool_pre_ping=True, **pool)
+    if parsed.database in (None, "", ":memory:"):
+        raise ValueError("SQLite needs a file, as several processes share it: sqlite:///FILE")
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}, **pool)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

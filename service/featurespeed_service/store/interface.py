@@ -10,6 +10,9 @@ from typing import Literal
 
 from featurespeed.contract import TERMINAL, Job, JobError, JobPage, JobRequest, Kind, Progress, Status
 from featurespeed_service.store.datasets import DatasetStore
+from featurespeed_service.store.errors import StoreError as StoreError
+from featurespeed_service.store.errors import StoreFull as StoreFull
+from featurespeed_service.store.errors import StoreUnavailable as StoreUnavailable
 from featurespeed_service.store.schema import LOCAL_TENANT
 
 EventType = Literal["status", "progress", "measurement"]
@@ -26,10 +29,6 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 DEAD: frozenset[Status] = frozenset({"failed", "cancelled"})
 """Ended without a report: such a job stays, with its error and its finished cells, until it is retried or pruned."""
-
-
-class StoreError(Exception):
-    """Base of everything that a store refuses."""
 
 
 class JobNotFound(StoreError):
@@ -143,7 +142,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def ping(self) -> None:
-        """Do nothing but reach the database; raises whatever its driver raises."""
+        """Do nothing but reach the database."""
 
     @abstractmethod
     def revision(self) -> str | None:
@@ -213,7 +212,8 @@ class LeaseStore(ABC):
     def claim(self, owner: str, order: ClaimOrder | None = None) -> Claim | None:
         """Lease the oldest job that waits or whose lease ran out, first in ``order``; ``None`` if there is none.
 
-        A job whose attempts are used up fails here, one that was asked to stop is cancelled here.
+        A job that was started too often in a row without finishing a cell fails here, one that was asked to stop is
+        cancelled here.
         """
 
     @abstractmethod
@@ -237,7 +237,10 @@ class LeaseStore(ABC):
         cells: Mapping[str, str] | None = None,
         measurements: Sequence[str] = (),
     ) -> None:
-        """Keep finished cells (key to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it."""
+        """Keep finished cells (key to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it.
+
+        May be repeated: a cell that is kept already stays as it is.
+        """
 
     @abstractmethod
     def succeed(self, lease: Lease, report: str) -> Job:
@@ -253,7 +256,10 @@ class LeaseStore(ABC):
 
     @abstractmethod
     def retry(self, lease: Lease, error: JobError) -> Job:
-        """End this attempt early: queue the job again, or fail it with ``error`` if its attempts are used up."""
+        """End this attempt early: queue the job again.
+
+        Fails it with ``error`` if it was started too often in a row without finishing a cell.
+        """
 
     @abstractmethod
     def release(self, lease: Lease) -> Job:

@@ -7,7 +7,20 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from featurespeed.contract import Job, JobError, Progress, Status
 from featurespeed_service.store.counters import Counted, add
@@ -38,7 +51,7 @@ WAITING_TENANTS = _waiting_tenants()
 class SqlLeaseStore(LeaseStore):
     """LeaseStore over a Database."""
 
-    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 3) -> None:
+    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 5) -> None:
         self._database = database
         self._lease = round(lease_seconds * 1e6)
         self._max_attempts = max_attempts
@@ -88,23 +101,29 @@ class SqlLeaseStore(LeaseStore):
             move(connection, row, "cancelled", now)
             return None
         if row["status"] == "running":  # its dispatcher died
-            if self._attempts_left(row) <= 0:
-                detail = f"the job was started {_times(row)} and its dispatcher died each time"
+            if self._is_exhausted(row):
+                detail = f"the job was started {_starts(row)}, and its dispatcher died each time"
                 move(connection, row, "failed", now, error_type=ATTEMPTS_EXHAUSTED, error_detail=detail)
                 return None
             move(connection, row, "queued", now)
             row = find(connection, row["id"])
         attempt = row["attempt"] + 1
         started_at = row["started_at"] or now
-        values = {"attempt": attempt, "owner": owner, "lease_until": now + self._lease, "started_at": started_at}
+        values = {
+            "attempt": attempt,
+            "fruitless_starts": row["fruitless_starts"] + 1,
+            "owner": owner,
+            "lease_until": now + self._lease,
+            "started_at": started_at,
+        }
         job = move(connection, row, "running", now, **values)
         assert job is not None, "the row is locked"
         found = connection.execute(select(cells.c.key, cells.c.cell).where(cells.c.job_id == job.id))
         kept = {cell.key: cell.cell for cell in found}
         return Claim(lease=Lease(job.id, attempt), job=job, cells=kept, tenant=row["tenant"])
 
-    def _attempts_left(self, row: RowMapping) -> int:
-        return self._max_attempts - int(row["attempt"] - row["releases"])
+    def _is_exhausted(self, row: RowMapping) -> bool:
+        return bool(row["fruitless_starts"] >= self._max_attempts)
 
     def datasets_of(self, tenant: str) -> DatasetStore:
         return DatasetStore(self._database, tenant)
@@ -138,7 +157,7 @@ class SqlLeaseStore(LeaseStore):
     ) -> None:
         told = progress.model_dump(include={"cells_done", "fraction", "message"})
         with self._database.writing() as connection:
-            self._update(connection, lease, **told)
+            self._update(connection, lease, **told, **({"fruitless_starts": 0} if cells else {}))
             if cells:
                 _insert_cells(connection, lease.job_id, cells)
             emit(connection, lease.job_id, "measurement", *measurements)
@@ -159,13 +178,14 @@ class SqlLeaseStore(LeaseStore):
     def retry(self, lease: Lease, error: JobError) -> Job:
         with self._database.writing() as connection:
             row = self._held(connection, lease)
-            if self._attempts_left(row) > 0:
+            if not self._is_exhausted(row):
                 return self._move(connection, lease, row, "queued")
-            detail = f"{error.detail}; the job was started {_times(row)}"
+            detail = f"{error.detail}; the job was started {_starts(row)}"
             return self._move(connection, lease, row, "failed", error_type=error.type, error_detail=detail)
 
     def release(self, lease: Lease) -> Job:
-        return self._finish(lease, "queued", releases=jobs.c.releases + 1)
+        starts = jobs.c.fruitless_starts
+        return self._finish(lease, "queued", fruitless_starts=case((starts > 0, starts - 1), else_=0))
 
     def beat(self, owner: str, counted: Counted | None = None) -> None:
         now = self._database.clock()
@@ -211,13 +231,18 @@ def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(f"attempt {lease.attempt} no longer holds job {lease.job_id}")
 
 
-def _times(row: RowMapping) -> str:
-    starts = row["attempt"] - row["releases"]
-    return "once" if starts == 1 else f"{starts} times"
+def _starts(row: RowMapping) -> str:
+    starts = row["fruitless_starts"]
+    return f"{'once' if starts == 1 else f'{starts} times in a row'} without finishing a cell"
 
 
 def _insert_cells(connection: Connection, job_id: str, found: Mapping[str, str]) -> None:
-    connection.execute(insert(cells), [{"job_id": job_id, "key": key, "cell": cell} for key, cell in found.items()])
+    # some may be there: their transaction was committed, but the database was gone before it could say so
+    query = select(cells.c.key).where(cells.c.job_id == job_id, cells.c.key.in_(list(found)))
+    known = set(connection.execute(query).scalars())
+    new = [{"job_id": job_id, "key": key, "cell": cell} for key, cell in found.items() if key not in known]
+    if new:
+        connection.execute(insert(cells), new)
 
 
 def _drop_older_progress(connection: Connection, job_id: str) -> None:

@@ -43,6 +43,8 @@ def current(connection: Connection) -> str | None:
 def upgrade(connection: Connection) -> None:
     """Migrate to :func:`head`, in the transaction of ``connection``; raises DatabaseTooNew before any change."""
     if connection.dialect.name == "postgresql":  # SQLite: BEGIN IMMEDIATE has locked the file
+        connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
     revision = current(connection)
     if revision == head():

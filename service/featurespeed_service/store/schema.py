@@ -37,7 +37,8 @@ jobs = Table(
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
     Column("attempt", Integer, nullable=False, default=0),  # starts so far; with the id, the fence of a running job
-    Column("releases", Integer, nullable=False, default=0),  # starts given back in an orderly stop: they cost nothing
+    # starts in a row in which no cell was finished; one that was given back in an orderly stop does not count
+    Column("fruitless_starts", Integer, nullable=False, server_default="0"),
     Column("owner", String(64)),
     Column("lease_until", BigInteger),
     Column("cancel_requested", Boolean, nullable=False, default=False),

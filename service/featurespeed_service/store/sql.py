@@ -17,7 +17,7 @@ from featurespeed_service.store.uploads import take_over
 class SqlStore(SqlJobStore, SqlLeaseStore, SqlRetention, Store):
     """All parts over one database."""
 
-    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 3) -> None:
+    def __init__(self, database: Database, lease_seconds: float = 15.0, max_attempts: int = 5) -> None:
         SqlJobStore.__init__(self, database)
         SqlLeaseStore.__init__(self, database, lease_seconds, max_attempts)
         SqlRetention.__init__(self, database)

@@ -10,7 +10,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed.contract import TERMINAL, Job
 from featurespeed_service.api.context import Ctx
@@ -18,7 +17,7 @@ from featurespeed_service.api.problems import declared
 from featurespeed_service.api.refusals import Forbidden, Unauthenticated
 from featurespeed_service.api.security import Access, Reading
 from featurespeed_service.api.watching import Watch
-from featurespeed_service.store.interface import Event, JobNotFound, StoreError
+from featurespeed_service.store.interface import Event, JobNotFound, StoreError, StoreUnavailable
 
 RECHECK_SECONDS = 1.0
 """How often an open stream asks whether its key is still valid."""
@@ -52,7 +51,7 @@ async def events(
                 new = await run_in_threadpool(access.store.events, job.id, seen)
                 if not new and seen > 0 and (latest := await run_in_threadpool(_find, access, job.id)):
                     job = latest  # it may have ended before the event that the client says it has seen
-            except (SQLAlchemyError, StoreError):
+            except StoreError:
                 return  # the client comes again with Last-Event-ID
             for event in new:
                 seen = event.seq
@@ -84,7 +83,7 @@ async def _news(watch: Watch, access: Access) -> bool:
             await access.recheck()
         except (Unauthenticated, Forbidden):
             return False
-        except SQLAlchemyError:
+        except StoreUnavailable:
             continue  # nothing can be told either before the database answers
         if more is not None:
             return more

@@ -19,6 +19,8 @@ def upgrade() -> None:
     """What is there belongs to the tenant ``local``."""
     op.add_column("jobs", sa.Column("tenant", sa.String(64), nullable=False, server_default=LOCAL))
     op.create_index("jobs_waiting", "jobs", ["status", "tenant", "created_at", "cells_total"])
+    op.add_column("jobs", sa.Column("fruitless_starts", sa.Integer, nullable=False, server_default="0"))
+    op.drop_column("jobs", "releases")
     op.create_index("jobs_by_tenant", "jobs", ["tenant", "status", "created_at"])
     _key_idempotency_keys_by_tenant()
     op.add_column("jobs", sa.Column("retry_of", sa.String(64)))
