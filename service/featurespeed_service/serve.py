@@ -72,12 +72,12 @@ def _run(app: Any, listening: socket.socket, host: str, supervisor: Supervisor |
     server = _Server(config, address, supervisor, app.state.context)
     if supervisor is not None:
         supervisor.start()
-    try:
-        with _signals_kept():
+    with _signals_heeded_once():
+        try:
             server.run(sockets=[listening])
-    finally:
-        if supervisor is not None:
-            supervisor.stop()
+        finally:
+            if supervisor is not None:
+                supervisor.stop()
 
 
 class _Server(uvicorn.Server):
@@ -95,6 +95,8 @@ class _Server(uvicorn.Server):
             print(f"featurespeed is listening on {self._address}", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # a second Ctrl-C makes it no faster: the stop is under way, and bounded
+            return
         if self._supervisor is not None:
             self._supervisor.begin_stop()
         self._context.stopping.set()
@@ -102,15 +104,19 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ignore the signals that uvicorn raises once more at its end: it has heeded them, and we have yet to clean up."""
+def _signals_heeded_once() -> Iterator[None]:
+    """From its end on, signals are ignored until the process is gone: it is stopping, and no Ctrl-C breaks that off.
+
+    Before, they are the server's, which raises them once more at its end, to no effect.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: None) for name in names}
+    for name in names:
+        signal.signal(name, lambda *_: None)  # not SIG_IGN yet: the dispatcher would inherit it
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for name in names:
+            signal.signal(name, signal.SIG_IGN)

@@ -52,7 +52,8 @@ class ServiceProcess:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.interrupt()
-        self.http.close()
+        else:
+            self.end()
 
     def start(self):
         with self.log.open("a") as log:
@@ -92,7 +93,10 @@ class ServiceProcess:
         return self.process.wait(20), self.end()
 
     def end(self):
+        """Let go of a process that ends; again does no harm."""
         self.process.wait(20)
+        if self.process.stdout.closed:
+            return ""
         rest = self.process.stdout.read()
         self.process.stdout.close()
         self.http.close()

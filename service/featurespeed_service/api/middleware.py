@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurespeed_service import logs
 from featurespeed_service.api.metrics import Metrics
-from featurespeed_service.api.problems import internal_error, response
+from featurespeed_service.api.problems import NotReady, internal_error, problem, response
 
 log = logs.get(__name__)
 
@@ -22,6 +22,10 @@ JOBS = "/v1/jobs/"
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines: their lines would hide the others."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+STOPPING = problem(
+    "not-ready", "the service stops before this request was done; send it again, with the same Idempotency-Key"
+)
 
 
 class HeadMiddleware:
@@ -86,6 +90,9 @@ class RequestMiddleware:
             if head:
                 raise  # the answer is cut off, which is all that can still be told
             await response(internal_error(request_id))(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server stops, and this took longer than it waits
+            if not head:
+                await response(STOPPING, dict(NotReady.headers))(scope, receive, send_with_id)
         finally:
             _log_request(scope, head, time.perf_counter() - start)
             logs.request_scope.reset(token)
