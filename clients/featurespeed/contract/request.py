@@ -64,14 +64,18 @@ class MeasurementSettings(Model):
     ``kernel_probes``: random vectors for each layer's M_1/√M_2 at step 0, each about the cost of a training step.
     """
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=64)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=64, json_schema_extra={"uniqueItems": True})] = (
+        0,
+        1,
+        2,
+    )
     steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     every: Annotated[int, Field(ge=1, le=100_000)] = 10
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     method: Literal["exact", "finite_difference"] = "exact"
     master_lr: Positive | None = None
     stability: bool | None = None
-    kernel_probes: Annotated[int, Field(ge=0, le=1000)] = 0
+    kernel_probes: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"not": {"const": 1}})] = 0
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Self:

@@ -110,11 +110,18 @@ def _http(request: Request, error: HTTPException) -> Problem:
         fault = FieldError(field="path", value=path, bound="must be a path of this service; /docs lists them")
         return problem("not-found", f"nothing is at {path}", [fault])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = _allowed(request)
         fault = FieldError(field="method", value=_short(request.method), bound=f"must be {allowed} here")
         return problem("method-not-allowed", f"{fault.field}: {fault.bound}", [fault])
     status = HTTPStatus(error.status_code)
     return Problem(type="about:blank", title=status.phrase, status=status.value, detail=str(error.detail))
+
+
+def _allowed(request: Request) -> str:
+    """Methods of the path that was asked for. The framework knows those of its first operation alone."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = {m for r in request.app.routes if getattr(r, "path", None) == path for m in getattr(r, "methods", ())}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _short(text: str) -> str:
@@ -188,8 +195,10 @@ def install(app: FastAPI) -> None:
 
 def _handler(make: Callable[[Request, Any], Problem]) -> Callable[[Request, Exception], Response]:
     def handle(request: Request, error: Exception) -> Response:
-        headers = getattr(error, "headers", None)  # 405 names the methods that are allowed
-        return response(make(request, error), dict(headers) if headers else None)
+        headers = dict(getattr(error, "headers", None) or {})
+        if "Allow" in headers:
+            headers["Allow"] = _allowed(request)
+        return response(make(request, error), headers)
 
     return handle
 

@@ -27,24 +27,27 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 @router.post(
     "/jobs",
     status_code=202,
+    response_model=Job,
     responses=declared("too-large", "invalid-spec", "invalid-request", "idempotency-conflict", "conflict"),
     openapi_extra=SPEC_BODY,
 )
 def submit(
     context: Ctx,
     access: Writing,
-    response: Response,
     body: Annotated[str, Depends(spec_body)],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> Job:
+) -> Response:
     """Queue a job. The same Idempotency-Key with the same request gives the same job again."""
     request = parse_request_json(body)
     check_budget(request, context.settings.budget)
     access.datasets.check(request)
-    job = access.store.submit(request, idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = "1"
-    return job
+    return _queued(access.store.submit(request, idempotency_key))
+
+
+def _queued(job: Job) -> Response:
+    """A job as it was queued. Written out here: to hand it back is to have it checked again, in another thread."""
+    headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"}
+    return Response(job.model_dump_json(), 202, headers, media_type="application/json")
 
 
 @router.get("/jobs", responses=declared("invalid-request"))
@@ -57,6 +60,25 @@ def page(
 ) -> JobPage:
     """Jobs, newest first."""
     return access.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
+
+
+# These two before the next: of a path that several match, the first one tells which methods it has.
+@router.post("/jobs/{job_id}:cancel", status_code=202, responses=declared("not-found"))
+def cancel(access: Writing, job_id: str) -> Job:
+    """Ask a job to stop; one that has ended stays as it is."""
+    return access.store.cancel(job_id)
+
+
+@router.post("/jobs/{job_id}:retry", status_code=202, response_model=Job, responses=declared("not-found", "conflict", "invalid-spec"))
+def retry(context: Ctx, access: Writing, job_id: str) -> Response:
+    """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
+
+    However often it is asked for, it is one new job: if that fails too, retry that one.
+    """
+    request = access.store.get(job_id).request
+    check_budget(request, context.settings.budget)  # either may have changed since
+    access.datasets.check(request)
+    return _queued(access.store.resubmit(job_id))
 
 
 @router.get("/jobs/{job_id}", responses=declared("not-found"))
@@ -79,27 +101,6 @@ def _matches(if_none_match: str, tag: str) -> bool:
     # weak comparison, as RFC 9110 has it for If-None-Match
     given = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
     return "*" in given or f'"{tag}"' in given
-
-
-@router.post("/jobs/{job_id}:cancel", status_code=202, responses=declared("not-found"))
-def cancel(access: Writing, job_id: str) -> Job:
-    """Ask a job to stop; one that has ended stays as it is."""
-    return access.store.cancel(job_id)
-
-
-@router.post("/jobs/{job_id}:retry", status_code=202, responses=declared("not-found", "conflict", "invalid-spec"))
-def retry(context: Ctx, access: Writing, response: Response, job_id: str) -> Job:
-    """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
-
-    However often it is asked for, it is one new job: if that fails too, retry that one.
-    """
-    request = access.store.get(job_id).request
-    check_budget(request, context.settings.budget)  # either may have changed since
-    access.datasets.check(request)
-    job = access.store.resubmit(job_id)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = "1"
-    return job
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=REFUSALS)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from featurespeed.contract import JobRequest, Report
 from featurespeed_service import logs
@@ -62,7 +63,7 @@ def _dispatcher(age: float | None) -> str:
     return "alive" if age <= HEARTBEAT_TIMEOUT_SECONDS else f"silent for {age:.0f} s"
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(context: Ctx, access: Watching) -> Response:
     """Metrics in Prometheus' text format; without a database, those of this process."""
     try:
