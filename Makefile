@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types unit chaos bench paper quality clean
+.PHONY: help install demo serve test lint types unit chaos load bench paper quality clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ unit: install
 
 chaos: install  ## the service's promises under kills, outages and floods, in full: most of an hour
 	$(BIN)/python -m pytest tests/chaos --full -s --timeout 3000
+
+load: install  ## POST/s of 16 clients on both databases, and 1,000 queued jobs; appends to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.load --keep
 
 bench: install  ## speed and memory, as ratios from one run; appends to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
 from tests.service import postgres
 
 FEATURESPEED = [sys.executable, "-m", "featurespeed"]

@@ -35,8 +35,8 @@ class Context:
     """Set when the server is about to stop: event streams end."""
 
 
-def context_of(request: Request) -> Context:
-    """The context that ``create_app`` made."""
+async def context_of(request: Request) -> Context:
+    """The context that ``create_app`` made. Asynchronous, as the framework calls others in a thread."""
     context: Context = request.app.state.context
     return context
 

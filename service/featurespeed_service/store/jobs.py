@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from sqlalchemy import Connection, RowMapping, and_, func, insert, literal, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.dialects import postgresql, sqlite
 
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
@@ -26,7 +26,7 @@ from featurespeed_service.store.interface import (
 from featurespeed_service.store.migrating import current
 from featurespeed_service.store.quota import check_quota, lock_submissions
 from featurespeed_service.store.retention import delete_jobs
-from featurespeed_service.store.rows import LISTED, find, from_cursor, insert_job, move, to_cursor, to_job
+from featurespeed_service.store.rows import LISTED, find, from_cursor, insert_job, move, new_id, to_cursor, to_job
 from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
 from featurespeed_service.store.statistics import statistics
 
@@ -64,20 +64,25 @@ class SqlJobStore(JobStore):
             return current(connection)
 
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> Job:
-        try:
-            with self._database.writing() as connection:
-                self._lock_quota(connection)
-                known = self._submitted(connection, request, idempotency_key)
-                return known or self._insert(connection, request, idempotency_key)
-        except IntegrityError:  # the same key at the same time: the other one was first
-            with self._database.reading() as connection:
-                if known := self._submitted(connection, request, idempotency_key):
-                    return known
-            raise
+        with self._database.writing() as connection:
+            self._lock_quota(connection)
+            job_id = new_id()
+            # before the quota: a job that is there already needs no place
+            if idempotency_key is None or self._take_key(connection, request, idempotency_key, job_id):
+                self._check_quota(connection)
+                now = self._database.clock()
+                return insert_job(connection, request, now, tenant=self._submitter, job_id=job_id)
+            known = self._submitted(connection, request, idempotency_key)
+        return known or self.submit(request, idempotency_key)  # the key was forgotten between the two looks at it
 
-    def _submitted(self, connection: Connection, request: JobRequest, key: str | None) -> Job | None:
-        if key is None:
-            return None
+    def _take_key(self, connection: Connection, request: JobRequest, key: str, job_id: str) -> bool:
+        """Whether the key is new; else, if it is on its way in another transaction, that one has ended."""
+        make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job_id}
+        taken = make(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id)
+        return connection.execute(taken, values).one_or_none() is not None
+
+    def _submitted(self, connection: Connection, request: JobRequest, key: str) -> Job | None:
         same = (idempotency_keys.c.tenant == self._submitter, idempotency_keys.c.key == key)
         row = connection.execute(select(idempotency_keys).where(*same)).mappings().one_or_none()
         if row is None:
@@ -99,14 +104,6 @@ class SqlJobStore(JobStore):
     def _check_quota(self, connection: Connection) -> None:
         if self._max_active_jobs is not None:
             check_quota(connection, self._submitter, self._max_active_jobs)
-
-    def _insert(self, connection: Connection, request: JobRequest, key: str | None) -> Job:
-        self._check_quota(connection)
-        job = insert_job(connection, request, self._database.clock(), tenant=self._submitter)
-        if key is not None:
-            values = {"tenant": self._submitter, "key": key, "request_sha256": request.sha256, "job_id": job.id}
-            connection.execute(insert(idempotency_keys).values(values))
-        return job
 
     def resubmit(self, job_id: str) -> Job:
         with self._database.writing() as connection:

@@ -89,12 +89,24 @@ def emit(connection: Connection, job_id: str, type: EventType, *data: str) -> No
     _append(connection, job_id, last, type, data)
 
 
+def new_id() -> str:
+    """The id of a job to be."""
+    return f"job_{secrets.token_hex(12)}"
+
+
 def insert_job(
-    connection: Connection, request: JobRequest, now: int, *, tenant: str, retry_of: str | None = None, done: int = 0
+    connection: Connection,
+    request: JobRequest,
+    now: int,
+    *,
+    tenant: str,
+    job_id: str | None = None,
+    retry_of: str | None = None,
+    done: int = 0,
 ) -> Job:
     """A new job in the queue, of whose cells ``done`` are there already; told as its first event."""
     row = {
-        "id": f"job_{secrets.token_hex(12)}",
+        "id": job_id or new_id(),
         "tenant": tenant,
         "kind": request.kind,
         "status": "queued",
@@ -111,7 +123,7 @@ def insert_job(
         "error_detail": None,
         "retry_of": retry_of,
     }
-    connection.execute(insert(jobs).values(row))
+    connection.execute(insert(jobs), row)
     job = to_job(row, request)  # what was written, without asking for it again
     _append(connection, job.id, 0, "status", (job.model_dump_json(),))
     return job
@@ -120,7 +132,7 @@ def insert_job(
 def _append(connection: Connection, job_id: str, last: int, type: EventType, data: Sequence[str]) -> None:
     new = [{"job_id": job_id, "seq": last + i, "type": type, "data": d} for i, d in enumerate(data, 1)]
     if new:
-        connection.execute(insert(events), new)
+        connection.execute(insert(events), new if len(new) > 1 else new[0])  # a single one without executemany
 
 
 def to_cursor(row: RowMapping) -> str:

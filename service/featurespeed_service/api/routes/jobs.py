@@ -69,7 +69,12 @@ def cancel(access: Writing, job_id: str) -> Job:
     return access.store.cancel(job_id)
 
 
-@router.post("/jobs/{job_id}:retry", status_code=202, response_model=Job, responses=declared("not-found", "conflict", "invalid-spec"))
+@router.post(
+    "/jobs/{job_id}:retry",
+    status_code=202,
+    response_model=Job,
+    responses=declared("not-found", "conflict", "invalid-spec"),
+)
 def retry(context: Ctx, access: Writing, job_id: str) -> Response:
     """Queue a failed or cancelled job again, as a new job that takes over its finished cells.
 
