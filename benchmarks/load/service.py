@@ -47,7 +47,7 @@ def place(kind: str) -> Iterator[Place]:
             (directory / "data").mkdir()
             yield Place(directory, f"sqlite:///{directory / 'data' / 'featurespeed.sqlite3'}", None)
             return
-        server = stack.enter_context(postgres.running())
+        server = stack.enter_context(postgres.running(durable=True))
         assert server.process is not None
         yield Place(directory, server.new_database(), psutil.Process(server.process.pid))
 

