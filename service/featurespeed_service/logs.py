@@ -25,6 +25,8 @@ request_scope: ContextVar[dict[str, Any] | None] = ContextVar("request_scope", d
 
 REQUEST_ID = "featurespeed.request_id"
 """Where a scope has the request's id."""
+SPAN = "featurespeed.span"
+"""Where a scope has the request's span, if requests are traced."""
 LONGEST = 200
 """Characters kept of what a request's path gives as a job's id."""
 

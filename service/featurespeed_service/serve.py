@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from featurespeed_service import logs
+from featurespeed_service import logs, telemetry
 from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.dispatch.supervisor import Supervisor
@@ -41,10 +41,11 @@ def serve(
     try:
         settings = settings_of(database, ray_address, data_dir)
         logs.configure("api", settings)
+        traces = telemetry.start("api", settings)
         store = opened(settings)
     except CannotStart as error:
         return refuse(error)
-    with closing(store):
+    with closing(store), closing(traces):
         try:
             listening = _listen(host, port)
         except (OSError, OverflowError) as error:
@@ -55,7 +56,9 @@ def serve(
             except Exposed as error:
                 return refuse(str(error))
             supervisor = Supervisor(settings) if dispatcher else None
-            _run(create_app(settings, store), listening, host, supervisor)
+            app = create_app(settings, store)
+            traces.follow_requests(app, store)
+            _run(app, listening, host, supervisor)
     return 0
 
 

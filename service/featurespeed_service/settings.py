@@ -94,6 +94,8 @@ class Settings(BaseModel):
     """``auto`` is ``console`` where standard error is a terminal, else ``json``: an object a line."""
     log_level: Literal["auto", "debug", "info", "warning", "error"] = "auto"
     """``auto`` is ``warning`` at a terminal, else ``info``, with a line for each request and attempt."""
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$")] | None = None
+    """Address of a collector of traces, OTLP over HTTP; ``None`` is what OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
     @property
     def database_url(self) -> str:

@@ -10,7 +10,9 @@ import pytest
 
 from featurespeed_service import logs
 from featurespeed_service.settings import Settings
+from featurespeed_service.store.keys import Grant
 from tests.service import stand_in
+from tests.service.conftest import Api
 from tests.service.service_process import ServiceProcess, wait_until
 
 SECRET = "fs_Zm9vYmFy"
@@ -103,3 +105,14 @@ def test_a_request_line_has_template_status_and_time(api, caplog):
     assert (line["route"], line["status"], line["job_id"]) == ("/v1/jobs/{job_id}", 404, "job_unknown")
     assert line["request_id"] == answer.headers["x-request-id"]
     assert line["seconds"] >= 0
+
+
+def test_a_request_line_names_the_tenant(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with Api(tmp_path, require_keys=True) as api:
+        _, token = api.store.keys.create("laptop", Grant("alice"))
+        api.http.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"}).raise_for_status()
+        assert api.http.get("/v1/jobs").status_code == 401
+    known, unknown = [r.msg for r in caplog.records if isinstance(r.msg, dict) and r.msg["event"] == "request"]
+    assert known["tenant"] == "alice"
+    assert "tenant" not in unknown

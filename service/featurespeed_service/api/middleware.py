@@ -79,6 +79,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 head.append(message)
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                _describe_span(scope, message)
                 self._metrics.observe(_method(scope), _route(scope), message["status"], time.perf_counter() - start)
             await send(message)
 
@@ -106,14 +107,32 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "unknown")
 
 
+def _tenant(scope: Scope) -> str | None:
+    return cast("str | None", scope.get("state", {}).get("tenant"))
+
+
+def _job_made(head: Message) -> str | None:
+    """The job that a request has made, by the head of its answer."""
+    location = MutableHeaders(scope=head).get("location", "")
+    return location.removeprefix(JOBS) if location.startswith(JOBS) else None
+
+
+def _describe_span(scope: Scope, head: Message) -> None:
+    """Put what names a request in the log into its trace too; before the answer begins, as its end ends the span."""
+    if (span := scope.get(logs.SPAN)) is None:
+        return
+    job_id = _job_made(head) or scope.get("path_params", {}).get("job_id")
+    named = {"job.id": job_id and job_id[: logs.LONGEST], "tenant": _tenant(scope)}
+    span.set_attributes({"request.id": scope[logs.REQUEST_ID], **{name: text for name, text in named.items() if text}})
+
+
 def _log_request(scope: Scope, head: Sequence[Message], seconds: float) -> None:
     """One line a request, when all of it is answered."""
     facts: dict[str, Any] = {"method": _method(scope), "route": _route(scope)}
     facts["status"] = head[0]["status"] if head else None
     facts["seconds"] = round(seconds, 4)
-    if tenant := scope.get("state", {}).get("tenant"):
-        facts["tenant"] = str(tenant)
-    location = MutableHeaders(scope=head[0]).get("location", "") if head else ""
-    if location.startswith(JOBS):  # the job that this request has made
-        facts["job_id"] = location.removeprefix(JOBS)
+    if tenant := _tenant(scope):
+        facts["tenant"] = tenant
+    if head and (job_id := _job_made(head[0])):
+        facts["job_id"] = job_id
     (log.debug if facts["route"] in PROBES else log.info)("request", **facts)

@@ -104,6 +104,7 @@ def _access(scope: Scope) -> Callable[[Request, Context], Awaitable[Access]]:
     async def admitted(request: Request, context: Ctx) -> Access:
         authorization = request.headers.get("authorization")
         grant = await context.gate.admit(authorization, scope)
+        request.state.tenant = grant.tenant  # for log and trace
         store = context.every_tenant.of_tenant(grant.tenant, grant.max_active_jobs)
         datasets = DatasetLibrary(store.datasets, context.settings.datasets_dir)
         return Access(grant.tenant, store, datasets, lambda: context.gate.recheck(authorization, scope))

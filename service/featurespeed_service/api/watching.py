@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 
 from fastapi.concurrency import run_in_threadpool
 
@@ -57,7 +58,8 @@ class Watcher:
         watch = Watch()
         self._watches.setdefault(job_id, set()).add(watch)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look())
+            # in a context of its own: it is not part of the request that happens to be the first
+            self._task = asyncio.create_task(self._look(), context=Context())
         try:
             yield watch
         finally:

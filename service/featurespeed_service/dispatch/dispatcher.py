@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from featurespeed.contract import Job, JobError, SpecError
-from featurespeed_service import logs
+from featurespeed_service import logs, telemetry
 from featurespeed_service.api.problems import INTERNAL_ERROR
 from featurespeed_service.dispatch.cluster import WARM_UP_SECONDS, CellTask, Cluster, ClusterLost, Ended, connect
 from featurespeed_service.dispatch.datasets import SentDatasets
@@ -34,6 +34,7 @@ from featurespeed_service.settings import Settings
 from featurespeed_service.store.counters import Tally
 from featurespeed_service.store.interface import Lease, LeaseLost, Store, StoreUnavailable
 from featurespeed_service.store.leases import ATTEMPTS_EXHAUSTED
+from featurespeed_service.telemetry import NO_TRACES, Traces
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine
 from featurespeed_workers.stages import CellKey, Engine
@@ -56,8 +57,11 @@ NODE_DIED = JobError(type=ATTEMPTS_EXHAUSTED, detail="the dispatcher lost its Ra
 class Dispatcher:
     """Works on jobs until it is told to stop. One thread: every decision is made in :meth:`step`."""
 
-    def __init__(self, store: Store, cluster: Cluster, settings: Settings, engine: Engine) -> None:
+    def __init__(
+        self, store: Store, cluster: Cluster, settings: Settings, engine: Engine, traces: Traces = NO_TRACES
+    ) -> None:
         self._store = store
+        self._traces = traces
         self._cluster = cluster
         self._datasets = SentDatasets(store, cluster)
         self._settings = settings
@@ -124,6 +128,7 @@ class Dispatcher:
     def _claim(self) -> None:
         while claim := self._store.claim(self._owner, self._claim_order):
             log.info("attempt started", **_of(claim.lease), cells_done=len(claim.cells))
+            self._traces.attempt_started(claim.lease, claim.job.kind)
             self._tally.count("attempts")
             self._jobs[claim.lease] = RunningJob(claim, self._engine)
 
@@ -236,18 +241,21 @@ class Dispatcher:
             self._stop(lease, what)
 
     def _ended(self, job: Job, lease: Lease) -> None:
-        log.info("attempt ended", **_of(lease), status=job.status, error=job.error and job.error.type)
+        error = job.error.type if job.error is not None else None
+        log.info("attempt ended", **_of(lease), status=job.status, error=error)
+        self._traces.attempt_ended(lease, job.status, error)
         if job.error is not None:
             self._tally.count("job_failures", job.error.type)
 
     def _lost(self, lease: Lease) -> None:
         log.warning("lease lost", **_of(lease))
+        self._traces.attempt_ended(lease, "lease lost")
         self._tally.count("lease_losses")
 
     def _stop(self, lease: Lease, what: str) -> None:
         if what == "cancel":
             try:
-                self._store.confirm_cancelled(lease)
+                self._ended(self._store.confirm_cancelled(lease), lease)
             except LeaseLost:
                 self._lost(lease)
         else:
@@ -275,9 +283,9 @@ class Dispatcher:
             try:
                 self._record(job)
                 if is_orderly:
-                    self._store.release(lease)
+                    self._ended(self._store.release(lease), lease)
                 else:
-                    self._store.retry(lease, NODE_DIED)
+                    self._ended(self._store.retry(lease, NODE_DIED), lease)
             except LeaseLost:
                 self._lost(lease)
         self._store.beat(self._owner, self._tally.counted)
@@ -311,16 +319,19 @@ def main() -> int:
     try:
         settings = settings_of()
         logs.configure("dispatcher", settings)
+        traces = telemetry.start("dispatcher", settings)
         if arguments.exit_with_parent:  # it was reached before: the supervisor's process has opened it
             wait_for_store(settings, stop, signs)
-        with closing(opened(settings)) as store, connect(settings) as cluster:
-            _work(store, cluster, settings, stop, signs)
+        with closing(traces), closing(opened(settings)) as store, connect(settings) as cluster:
+            _work(store, cluster, settings, stop, signs, traces)
     except (CannotStart, NoCluster) as error:
         return refuse(str(error))
     return 0
 
 
-def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Event, signs: SignsOfLife) -> None:
+def _work(
+    store: Store, cluster: Cluster, settings: Settings, stop: threading.Event, signs: SignsOfLife, traces: Traces
+) -> None:
     stop_on_signals(stop)  # ray.init has replaced the handlers
     logs.adopt()  # and brought its own for its log
     logs.catch_printed()  # Ray prints what raylets report
@@ -330,9 +341,10 @@ def _work(store: Store, cluster: Cluster, settings: Settings, stop: threading.Ev
     while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
         signs.give()
     try:
-        Dispatcher(store, cluster, settings, engine).run(stop, signs)  # gives its jobs back, whatever happens
+        Dispatcher(store, cluster, settings, engine, traces).run(stop, signs)  # gives its jobs back, whatever happens
     except ClusterLost as error:
         log.error("the cluster is lost; the jobs go back to the queue", error=str(error))
+        traces.close()
         logging.shutdown()
         os._exit(CLUSTER_LOST)  # Ray's own ending would wait for a node that is gone
 

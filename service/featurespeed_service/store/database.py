@@ -54,6 +54,11 @@ class Database:
             self.close()
             raise
 
+    @property
+    def engine(self) -> Engine:
+        """For those who watch its queries."""
+        return self._engine
+
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction that changes nothing; raises StoreUnavailable, as writing does."""
         return self._transaction(self._engine)

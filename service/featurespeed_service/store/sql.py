@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Clock, Database, system_clock
 from featurespeed_service.store.interface import Store
@@ -22,6 +24,11 @@ class SqlStore(SqlJobStore, SqlLeaseStore, SqlRetention, Store):
         SqlLeaseStore.__init__(self, database, lease_seconds, max_attempts)
         SqlRetention.__init__(self, database)
         self.keys = KeyStore(database)
+
+    @property
+    def engine(self) -> Engine:
+        """For those who watch its queries."""
+        return self._database.engine
 
     def close(self) -> None:
         """Close all connections."""
