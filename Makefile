@@ -41,7 +41,7 @@ unit: install
 	$(BIN)/python -m pytest
 
 chaos: install  ## the service's promises under kills, outages and floods, in full: most of an hour
-	$(BIN)/python -m pytest tests/chaos --full -s --timeout 3000
+	$(BIN)/python -m pytest tests/chaos tests/service/test_hostile.py --full -s --timeout 3000
 
 load: install  ## POST/s of 16 clients on both databases, and 1,000 queued jobs; appends to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.load --keep

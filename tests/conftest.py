@@ -1,15 +1,30 @@
-"""What all tests share: the option for long proofs, and databases of each kind."""
+"""What all tests share: long proofs and what they report, and databases of each kind."""
 
 from contextlib import ExitStack
 
 import pytest
 
 from featurespeed_service.store.database import Database
+from tests.chaos.report import Report
 from tests.service.postgres import Unavailable, running
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="tests/chaos in its full length, as promised: most of an hour")
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig):
+    """Whether the promised numbers are run, not a sample."""
+    return pytestconfig.getoption("full")
+
+
+@pytest.fixture(scope="session")
+def report():
+    """Rows of what was measured: printed as they come, and all together in the end."""
+    report = Report()
+    yield report
+    report.end()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,41 @@ def test_text_that_is_no_json(text: bytes) -> None:
         parse_request_json(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "bound"),
+    [
+        (b'{"kind": "measure", "k\\u0069nd": "measure"}', "body", "a key is given twice"),
+        (b'{"architecture": {"width": 1, "width": 2}}', "body", "a key is given twice"),
+        (b'{"frozen": ["input", "\\ud800"]}', "frozen.1", "half a surrogate pair"),
+        (b'{"unknown": [%s]}' % b",".join([b"0"] * 20_000), "body", "at most 13,000 values"),
+        (json.dumps({f"key {i}": 0 for i in range(5000)}).encode(), "body", "at most 4,099 keys"),
+    ],
+)
+def test_json_that_readers_would_take_differently_or_choke_on(text: bytes, field: str, bound: str) -> None:
+    for given in (text, text.decode()):
+        with pytest.raises(SpecError) as caught:
+            parse_request_json(given)
+        [error] = caught.value.errors
+        assert (error.field, bound in error.bound) == (field, True)
+
+
+def test_names_of_fields_are_bounded_as_is_the_memory_that_they_take() -> None:
+    tracemalloc.start()
+    try:
+        [error] = faults(spec(**{"." * 20_000: 1}))
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert len(error.field) < 100
+    (error,) = faults(spec(frozen=["x" * 10_000]))
+    assert (error.field, "at most 64 characters" in error.bound) == ("frozen.0", True)
+
+
+def test_how_many_more_faults_there_are_is_told() -> None:
+    with pytest.raises(SpecError, match=r"; and 980 more$"):
+        parse_request(spec(**{f"unknown_{i}": 0 for i in range(1000)}))
+
+
 def test_an_error_is_one_short_line() -> None:
     with pytest.raises(SpecError) as caught:
         parse_request(spec(architecture={**MLP, "width": "x" * 10_000}))
@@ -321,7 +357,7 @@ def test_values_are_plain_json() -> None:
 
 def test_many_faults_are_told_at_once_and_few() -> None:
     """The work is linear in the number of faults: comparing every field with every other took a minute for these."""
-    document = {**SPEC, **{f"unknown_{i}": "x" * 1000 for i in range(20_000)}}
+    document = {**SPEC, **{f"unknown_{i}": "x" * 1000 for i in range(4_000)}}
     with pytest.raises(SpecError) as caught:
         parse_request(document)
     assert len(caught.value.errors) == 20

@@ -13,6 +13,7 @@ from typing import Any
 
 from featurespeed.contract.job import FieldError
 from featurespeed.contract.request import JobRequest, Kind
+from featurespeed.contract.strict_json import DuplicateKey, unique_keys
 from featurespeed.contract.validation import SpecError
 
 
@@ -99,23 +100,17 @@ def _is_json(text: str, name: str) -> bool:
 
 
 def _parse_json(text: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise _SyntaxFault("a key is given twice", key)
-            found[key] = value
-        return found
-
     def refuse(constant: str) -> Any:
         raise _SyntaxFault("not a number of JSON", constant)
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise _SyntaxFault(
             f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}", _line(text, error.lineno)
         ) from None
+    except DuplicateKey as error:
+        raise _SyntaxFault(str(error), error.key) from None
     except ValueError as error:  # a number of thousands of digits
         raise _SyntaxFault(f"not JSON: {error}") from None
     except RecursionError:

@@ -16,6 +16,7 @@ import uvicorn
 from featurespeed_service import logs, telemetry
 from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
+from featurespeed_service.api.protocol import BoundedProtocol
 from featurespeed_service.dispatch.supervisor import Supervisor
 from featurespeed_service.exposure import Exposed, guarded
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
@@ -70,7 +71,13 @@ def _listen(host: str, port: int) -> socket.socket:
 def _run(app: Any, listening: socket.socket, host: str, supervisor: Supervisor | None) -> None:
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_SECONDS
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = _Server(config, address, supervisor, app.state.context)
     if supervisor is not None:

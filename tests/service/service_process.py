@@ -15,7 +15,7 @@ import psutil
 from tests.service.specs import spec
 
 HERE = Path(__file__).parent
-COMMAND = "import sys; from featurespeed_service.serve import serve; sys.exit(serve('127.0.0.1', 0))"
+COMMAND = "import sys; from featurespeed_service.serve import serve; sys.exit(serve('127.0.0.1', 0, dispatcher=%s))"
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -29,9 +29,10 @@ def wait_until(condition, seconds, what):
 
 
 class ServiceProcess:
-    """A service over a directory; may be killed and started again."""
+    """A service over a directory; may be killed and started again. Without a dispatcher it is the API alone."""
 
-    def __init__(self, directory: Path, **settings):
+    def __init__(self, directory: Path, *, dispatcher=True, **settings):
+        self._command = [sys.executable, "-c", COMMAND % dispatcher]
         self.log = directory / "log"
         self.computed = directory / "computed"
         self.computed.touch()
@@ -58,7 +59,7 @@ class ServiceProcess:
     def start(self):
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND],
+                self._command,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment,

@@ -174,7 +174,7 @@ def test_an_internal_error_tells_nothing_but_its_id(api, monkeypatch, caplog):
         raise RuntimeError("the secret")
 
     monkeypatch.setattr(SqlJobStore, "get", fail)
-    answer = api.http.get("/v1/jobs/job_1")
+    answer = api.http.get(f"/v1/jobs/job_{0:024}")
     found = problem(answer, 500, "internal-error")
     assert answer.headers["x-request-id"] in found.detail
     assert "secret" not in answer.text

@@ -66,8 +66,7 @@ def _check_optimizer(request: JobRequest) -> None:
         raise ValueError(
             "optimizer.name: 'muon' is for the matrices of hidden blocks, and depth 2 has none; use 'adamw'"
         )
-    hidden = request.architecture.block_names[1:-1]
-    if request.optimizer.name == "muon" and all(is_selected(name, request.frozen) for name in hidden):
+    if request.optimizer.name == "muon" and "hidden" not in map(group_of, request.trained_blocks):
         raise ValueError("optimizer.name: 'muon' is for the matrices of hidden blocks, and all are frozen; use 'adamw'")
 
 
@@ -111,10 +110,10 @@ def _check_blocks(request: JobRequest) -> None:
         raise ValueError("initialization: only kind 'measure' takes it")
     if request.kind == "recommend" and request.learning_rates != "balanced":
         raise ValueError("learning_rates: only kind 'measure' takes them")
-    if all(is_selected(name, request.frozen) for name in names):
+    if not request.trained_blocks:
         raise ValueError("frozen: every block is frozen; at least one must train")
     if isinstance(rates := request.learning_rates, dict):
-        missing = [name for name in names if lookup(name, rates) is None and not is_selected(name, request.frozen)]
+        missing = [name for name in request.trained_blocks if lookup(name, rates) is None]
         if missing:
             raise ValueError(f"learning_rates: no rate for block {missing[0]!r}, nor for its group")
 
@@ -130,8 +129,8 @@ def _check_balance(request: JobRequest) -> None:
             raise ValueError(f"scaling.{field}: rule {request.rule!r} has rates of its own; only 'fsc' takes it")
         if request.learning_rates != "balanced":
             raise ValueError(f"scaling.{field}: needs learning_rates 'balanced', not explicit ones")
-    trained = [name for name in request.architecture.block_names if not is_selected(name, request.frozen)]
-    if not any(request.contributions[group_of(name)] for name in trained):
+    weights = request.contributions
+    if not any(weights[group] for group in {group_of(name) for name in request.trained_blocks}):
         raise ValueError("scaling.contributions: every block that trains has weight 0; one must be positive")
 
 

@@ -20,3 +20,7 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
+
+MAX_BLOCKS = 4098
+"""Of the deepest architecture; with the group ``hidden``, one more name is known."""
+BlockName = Annotated[str, Field(max_length=64)]

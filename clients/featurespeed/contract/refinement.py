@@ -25,7 +25,7 @@ class Refine(Model):
     """
 
     steps: Annotated[int, Field(ge=5, le=10_000)] = REFINE_STEPS
-    factors: Annotated[tuple[Factor, ...], Field(min_length=2, max_length=7)] = REFINE_FACTORS
+    factors: Annotated[tuple[Factor, ...], Field(min_length=2, max_length=7, fail_fast=True)] = REFINE_FACTORS
     seeds: Annotated[int, Field(ge=1, le=64)] = 1
 
     @property

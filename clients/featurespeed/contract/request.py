@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from featurespeed.contract.agreement import check_agreement
 from featurespeed.contract.architecture import Architecture
-from featurespeed.contract.base import Model, Positive, Seed, Width
+from featurespeed.contract.base import MAX_BLOCKS, BlockName, Model, Positive, Seed, Width
 from featurespeed.contract.blocks import group_of, is_selected
 from featurespeed.contract.data import Data
 from featurespeed.contract.optimizer import AdamW, Optimizer
@@ -49,7 +49,7 @@ class Scaling(Model):
     granularity: Granularity = "block"
     relative_sensitivity: Annotated[float, Field(ge=1e-4, le=1000)] = RELATIVE_SENSITIVITY
     feature_step: Annotated[float, Field(ge=1e-4, le=1000)] | None = None
-    contributions: Annotated[dict[Group, Weight], Field(min_length=1)] | None = None
+    contributions: Annotated[dict[Group, Weight], Field(min_length=1, max_length=3)] | None = None
     refine: Refine | None = None
     base_width: Width | None = None
     zero_output: bool = False
@@ -64,11 +64,10 @@ class MeasurementSettings(Model):
     ``kernel_probes``: random vectors for each layer's M_1/√M_2 at step 0, each about the cost of a training step.
     """
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=64, json_schema_extra={"uniqueItems": True})] = (
-        0,
-        1,
-        2,
-    )
+    seeds: Annotated[
+        tuple[Seed, ...],
+        Field(min_length=1, max_length=64, fail_fast=True, json_schema_extra={"uniqueItems": True}),
+    ] = (0, 1, 2)
     steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     every: Annotated[int, Field(ge=1, le=100_000)] = 10
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
@@ -93,6 +92,7 @@ class MeasurementSettings(Model):
 
 Std = Annotated[float, Field(ge=0, le=1e6)]
 LearningRate = Annotated[float, Field(ge=0, le=1e12)]
+LearningRates = Annotated[dict[BlockName, LearningRate], Field(max_length=MAX_BLOCKS + 1)]
 
 
 class JobRequest(Model):
@@ -109,9 +109,9 @@ class JobRequest(Model):
     loss: Loss
     optimizer: Optimizer = AdamW(name="adamw")
     scaling: Scaling = Scaling()
-    initialization: Annotated[dict[str, Std], Field(min_length=1)] | None = None
-    learning_rates: Literal["balanced"] | LearningRate | dict[str, LearningRate] = "balanced"
-    frozen: tuple[str, ...] = ()
+    initialization: Annotated[dict[BlockName, Std], Field(min_length=1, max_length=MAX_BLOCKS + 1)] | None = None
+    learning_rates: Literal["balanced"] | LearningRate | LearningRates = "balanced"
+    frozen: Annotated[tuple[BlockName, ...], Field(max_length=MAX_BLOCKS + 1, fail_fast=True)] = ()
     measurement: MeasurementSettings = MeasurementSettings()
 
     @property
@@ -137,11 +137,16 @@ class JobRequest(Model):
         return self.kind == "recommend" if asked is None else asked
 
     @property
+    def trained_blocks(self) -> list[str]:
+        """The names of the blocks that train, in forward order."""
+        frozen = frozenset(self.frozen)
+        return [name for name in self.architecture.block_names if not is_selected(name, frozen)]
+
+    @property
     def contributions(self) -> dict[str, float]:
         """The weight of each group in the loss decay: as asked, else the default."""
         given = self.scaling.contributions or {}
-        names = self.architecture.block_names
-        hidden = sum(group_of(n) == "hidden" and not is_selected(n, self.frozen) for n in names)
+        hidden = sum(group_of(name) == "hidden" for name in self.trained_blocks)
         return contribution_weights(hidden) | {str(group): weight for group, weight in given.items()}
 
     @property

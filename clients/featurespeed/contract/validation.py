@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from featurespeed.contract.job import FieldError
 from featurespeed.contract.request import JobRequest
+from featurespeed.contract.strict_json import JsonFault, check_json
 
 _TAGGED_UNIONS = {"architecture", "data", "optimizer"}
 _UNION_MEMBERS = {
@@ -20,7 +21,7 @@ _UNION_MEMBERS = {
     "float",
     "constrained-float",
     "literal['balanced']",
-    "dict[str,constrained-float]",
+    "dict[constrained-str,constrained-float]",
 }
 _MAP_KEY = "[key]"  # in a path, after a key that is not allowed
 _SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
@@ -29,15 +30,21 @@ _OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
 MOST_ERRORS = 20
 """Faults told of one specification; nobody reads more."""
+MOST_CONSIDERED = 200
+"""Of pydantic's errors, several of which may be one fault."""
 LONGEST_VALUE = 500
+LONGEST_BOUND = 300
+LONGEST_KEY = 64
+"""Of a path's parts, which a specification may invent."""
 
 
 class SpecError(ValueError):
-    """A specification was refused; ``errors`` lists field, value and bound of each fault."""
+    """A specification was refused; ``errors`` lists field, value and bound of each fault, but for ``more`` others."""
 
-    def __init__(self, errors: list[FieldError]) -> None:
+    def __init__(self, errors: list[FieldError], more: int = 0) -> None:
         self.errors = errors
-        super().__init__("; ".join(f"{e.field}: {e.bound} (got {shown(e.value)})" for e in errors))
+        told = [f"{e.field}: {e.bound} (got {shown(e.value)})" for e in errors]
+        super().__init__("; ".join([*told, f"and {more:,} more"] if more else told))
 
 
 def shown(value: Any) -> str:
@@ -57,24 +64,36 @@ def parse_request(spec: Any) -> JobRequest:
 def parse_request_json(text: str | bytes) -> JobRequest:
     """Validate JSON text as a JobRequest; raises SpecError."""
     try:
+        check_json(text)
         return JobRequest.model_validate_json(text)
+    except JsonFault as fault:
+        raise SpecError([FieldError(field=fault.field, value=_short(fault.value), bound=str(fault))]) from None
     except ValidationError as error:
-        raise SpecError(field_errors(error)) from None
+        raise SpecError(*field_errors(error)) from None
 
 
-def field_errors(error: ValidationError) -> list[FieldError]:
-    """Pydantic's errors as the contract's: union tags left out of the path, a fault named once."""
-    found: dict[str, list[FieldError]] = {}
-    for item in error.errors(include_url=False):
-        fault = _field_error(item)
+def field_errors(error: ValidationError) -> tuple[list[FieldError], int]:
+    """Pydantic's errors as the contract's, and how many more there are.
+
+    Union tags are left out of the path, and a fault is named once.
+    """
+    found: dict[tuple[str, ...], list[FieldError]] = {}
+    for item in error.errors(include_url=False)[:MOST_CONSIDERED]:
+        path, fault = _field_error(item)
         # of a union, what is said of the member that was meant comes first: the number that is out of bounds
         is_bound = item["type"].startswith(("greater_than", "less_than"))
-        faults = found.setdefault(fault.field, [])
+        faults = found.setdefault(path, [])
         faults.insert(0 if is_bound else len(faults), fault)
     # likewise, a fault within an object beats its being no number
-    outer = {field[:i] for field in found for i, letter in enumerate(field) if letter == "."}
-    meant = [_alternatives(faults) for field, faults in found.items() if field not in outer]
-    return [fault.model_copy(update={"value": _short(fault.value)}) for fault in meant[:MOST_ERRORS]]
+    outer = {path[:i] for path in found for i in range(1, len(path))}
+    meant = [_alternatives(faults) for path, faults in found.items() if path not in outer]
+    more = max(0, len(meant) - MOST_ERRORS) + max(0, error.error_count() - MOST_CONSIDERED)
+    return [_bounded(fault) for fault in meant[:MOST_ERRORS]], more
+
+
+def _bounded(fault: FieldError) -> FieldError:
+    bound = fault.bound if len(fault.bound) <= LONGEST_BOUND else fault.bound[: LONGEST_BOUND - 1] + "…"
+    return fault.model_copy(update={"value": _short(fault.value), "bound": bound})
 
 
 def _short(value: Any) -> Any:
@@ -91,7 +110,8 @@ def _alternatives(faults: list[FieldError]) -> FieldError:
     return first.model_copy(update={"bound": f"Input should be {' or '.join(wanted)}"})
 
 
-def _field_error(item: ErrorDetails) -> FieldError:
+def _field_error(item: ErrorDetails) -> tuple[tuple[str, ...], FieldError]:
+    """The path, part by part, and the fault."""
     loc, value = item["loc"], item.get("input")
     message = item["msg"].removeprefix("Value error, ")
     unsaid = {*_UNION_MEMBERS, _MAP_KEY}
@@ -110,10 +130,15 @@ def _field_error(item: ErrorDetails) -> FieldError:
     own = _OWN_FIELD.match(message)  # our validators begin with the field that they blame
     if own:
         if parts[-1:] != [own[1]]:
-            parts.append(own[1])
+            parts += own[1].split(".")
         message = message[own.end() :]
         value = _inner(value, own[1])
-    return FieldError(field=".".join(parts) or "body", value=value, bound=message)
+    field = ".".join(_key(part) for part in parts) or "body"
+    return tuple(parts), FieldError(field=field, value=value, bound=message)
+
+
+def _key(part: str) -> str:
+    return part if len(part) <= LONGEST_KEY else part[: LONGEST_KEY - 1] + "…"
 
 
 def _inner(value: Any, path: str) -> Any:

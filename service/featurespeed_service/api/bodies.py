@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 from fastapi import Request
 
@@ -13,8 +14,8 @@ from featurespeed_service.api.problems import BodyTooLarge
 from featurespeed_service.api.refusals import BodyTooSlow
 from featurespeed_service.api.security import Writing
 
-DISCARDED_BYTES = 16 * 2**20
-"""Bytes beyond a limit that are still read, so that a client which sends first hears the answer."""
+LARGE_BYTES = 2**14
+"""Of a spec: larger ones take turns, as told in Context."""
 SLOWEST_BYTES_PER_SECOND = 250_000
 """A large body has, beyond ``body_seconds``, the time that the largest one takes at this speed."""
 
@@ -32,21 +33,33 @@ async def limited_body(request: Request, limit: int, seconds: float) -> AsyncIte
         if piece is None:
             break
         size += len(piece)
-        if size <= limit:
-            yield piece
-        elif size > limit + DISCARDED_BYTES:
-            break
-    if size > limit:
-        raise BodyTooLarge(limit)
+        if size > limit:  # what follows is for the protocol to read, or not
+            raise BodyTooLarge(limit)
+        yield piece
 
 
-async def spec_body(request: Request, context: Ctx, access: Writing) -> str:
-    """The text of a request that carries a spec; raises BodyTooLarge, BodyTooSlow, and SpecError if it is not UTF-8."""
-    settings = context.settings
+async def spec_body(request: Request, context: Ctx, access: Writing) -> AsyncIterator[str]:
+    """The text of a request that carries a spec; raises BodyTooLarge, BodyTooSlow, and SpecError if it is not UTF-8.
+
+    Large ones take turns, from their first LARGE_BYTES until the request has been dealt with.
+    """
+    settings, whole = context.settings, bytearray()
     body = limited_body(request, settings.max_spec_bytes, settings.body_seconds)
-    whole = b"".join([piece async for piece in body])
+    async with AsyncExitStack() as turn:
+        async for piece in body:
+            if len(whole) <= LARGE_BYTES < len(whole) + len(piece):
+                try:
+                    async with asyncio.timeout(settings.body_seconds):
+                        await turn.enter_async_context(context.large_bodies)
+                except TimeoutError:
+                    raise BodyTooSlow(settings.body_seconds) from None
+            whole += piece
+        yield _text(whole)
+
+
+def _text(body: bytearray) -> str:
     try:
-        return whole.decode()
+        return body.decode()
     except UnicodeDecodeError as error:
         bound = f"must be JSON in UTF-8 (byte {error.start} is not)"
         raise SpecError([FieldError(field="body", value=None, bound=bound)]) from None

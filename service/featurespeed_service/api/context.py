@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
@@ -16,6 +17,8 @@ from featurespeed_service.store.interface import JobStore, Statistics
 
 if TYPE_CHECKING:
     from featurespeed_service.api.security import Gate
+
+LARGE_BODIES = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Context:
     watcher: Watcher
     stopping: asyncio.Event
     """Set when the server is about to stop: event streams end."""
+    large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_BODIES))
+    """Held by each request with a large specification, so that many at once take no more memory than a few."""
+    parser: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "parser"))
+    """Parses these, one by one: each takes many times its size, of which every thread would keep its own."""
 
 
 async def context_of(request: Request) -> Context:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurespeed_service import logs
@@ -86,6 +87,8 @@ class RequestMiddleware:
         token = logs.request_scope.set(cast("dict[str, Any]", scope))
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # in the middle of its body: nobody waits for an answer
         except Exception:
             log.exception("request failed", request_id=request_id, method=_method(scope), path=scope["path"])
             if head:

@@ -69,7 +69,9 @@ TYPES: dict[str, ProblemType] = {
     "method-not-allowed": ProblemType("Method not allowed", HTTPStatus.METHOD_NOT_ALLOWED),
     "conflict": ProblemType("The job does not allow this", HTTPStatus.CONFLICT),
     "too-large": ProblemType("Body too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    "too-slow": ProblemType("Body too slow", HTTPStatus.REQUEST_TIMEOUT),
+    "too-slow": ProblemType("Request too slow", HTTPStatus.REQUEST_TIMEOUT),
+    "headers-too-large": ProblemType("Headers too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
+    "invalid-http": ProblemType("Not HTTP", HTTPStatus.BAD_REQUEST),
     "unauthenticated": ProblemType("An API key is needed", HTTPStatus.UNAUTHORIZED),
     "forbidden": ProblemType("Forbidden", HTTPStatus.FORBIDDEN),
     "rate-limited": ProblemType("Too many requests", HTTPStatus.TOO_MANY_REQUESTS),
@@ -97,7 +99,9 @@ def internal_error(request_id: str) -> Problem:
 
 def _invalid_query(_request: Request, error: RequestValidationError) -> Problem:
     errors = [
-        FieldError(field=".".join(str(p) for p in e["loc"][1:]) or "body", value=e.get("input"), bound=e["msg"])
+        _shortened(
+            FieldError(field=".".join(str(p) for p in e["loc"][1:]) or "body", value=e.get("input"), bound=e["msg"])
+        )
         for e in error.errors()
     ]
     return problem("invalid-request", "; ".join(f"{e.field}: {e.bound}" for e in errors), errors)
@@ -106,7 +110,7 @@ def _invalid_query(_request: Request, error: RequestValidationError) -> Problem:
 def _http(request: Request, error: HTTPException) -> Problem:
     """What the framework refuses. Beside these two it is nothing that our routes cause: a problem without a type."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        path = _short(request.url.path)
+        path = _short(request.scope["path"])  # request.url would parse the Host header, too
         fault = FieldError(field="path", value=path, bound="must be a path of this service; /docs lists them")
         return problem("not-found", f"nothing is at {path}", [fault])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -129,7 +133,7 @@ def _short(text: str) -> str:
 
 
 def _cursor(_request: Request, error: InvalidCursor) -> Problem:
-    fault = FieldError(field="cursor", value=str(error), bound="a next_cursor of this listing is required")
+    fault = FieldError(field="cursor", value=_short(str(error)), bound="a next_cursor of this listing is required")
     return problem("invalid-request", "cursor: unknown", [fault])
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import get_args
 
 from sqlalchemy import Connection, RowMapping, and_, func, insert, literal, or_, select, update
@@ -31,6 +33,8 @@ from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, 
 from featurespeed_service.store.statistics import statistics
 
 JOBS_PER_QUERY = 500
+PAGE_BYTES = 4 * 2**20
+"""Requests in one page of a listing: it ends before them, unless the first job alone has more."""
 
 
 class SqlJobStore(JobStore):
@@ -132,7 +136,8 @@ class SqlJobStore(JobStore):
     def page(
         self, *, status: Status | None = None, kind: Kind | None = None, cursor: str | None = None, limit: int = 50
     ) -> JobPage:
-        query = select(*LISTED).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        newest = (jobs.c.created_at.desc(), jobs.c.id.desc())
+        query = select(jobs.c.created_at, jobs.c.id, func.length(jobs.c.request)).order_by(*newest).limit(limit + 1)
         if self._tenant is not None:
             query = query.where(jobs.c.tenant == self._tenant)
         if status is not None:
@@ -145,10 +150,12 @@ class SqlJobStore(JobStore):
                 or_(jobs.c.created_at < created_at, and_(jobs.c.created_at == created_at, jobs.c.id < job_id))
             )
         with self._database.reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        more = len(rows) > limit
-        rows = rows[:limit]
-        return JobPage(jobs=tuple(to_job(row) for row in rows), next_cursor=to_cursor(rows[-1]) if more else None)
+            places = connection.execute(query).all()
+            shown = places[: _fitting([length for _, _, length in places[:limit]])]
+            these = select(*LISTED).where(jobs.c.id.in_([place.id for place in shown])).order_by(*newest)
+            rows = connection.execute(these).mappings().all() if shown else ()
+        more = len(places) > len(shown)
+        return JobPage(jobs=tuple(to_job(row) for row in rows), next_cursor=to_cursor(*shown[-1][:2]) if more else None)
 
     def result(self, job_id: str) -> Result:
         with self._database.reading() as connection:
@@ -213,6 +220,11 @@ def _why_no_result(job: Job) -> str:
     if job.error is not None:
         return f"job {job.id} failed: {job.error.detail}"
     return f"job {job.id} is {job.status}; only a job that succeeded has a result"
+
+
+def _fitting(lengths: Sequence[int]) -> int:
+    """How many requests of these lengths, from the first, make a page; one at least."""
+    return max(1, bisect_right(list(accumulate(lengths)), PAGE_BYTES))
 
 
 def _batches(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,12 +13,16 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select, update
 
-from featurespeed.contract import TERMINAL, Job, JobError, JobRequest, Progress, Status
+from featurespeed.contract import TERMINAL, Job, JobError, JobRequest, Progress, Status, shown
 from featurespeed_service.store.interface import TRANSITIONS, EventType, InvalidCursor, JobNotFound
 from featurespeed_service.store.schema import events, jobs
 
 LISTED = [c for c in jobs.c if c.name not in ("result", "result_sha256")]
 """The columns that a contract.Job is made of: all but the result, which may be large."""
+
+
+_JOB_ID = re.compile(r"job_[0-9a-f]{24}")
+_LATEST = 2**63 - 1
 
 
 def to_job(row: Mapping[str, Any] | RowMapping, request: JobRequest | None = None) -> Job:
@@ -53,12 +58,14 @@ def find(connection: Connection, job_id: str, *, tenant: str | None = None, lock
 
     Raises JobNotFound, also if the job is another tenant's; ``None`` finds the jobs of all.
     """
+    if not _JOB_ID.fullmatch(job_id):  # what is no id is not asked for: databases differ in what text they take
+        raise JobNotFound(f"no job has the id {shown(job_id)}")
     query = select(*LISTED).where(jobs.c.id == job_id)
     if tenant is not None:
         query = query.where(jobs.c.tenant == tenant)
     row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
     if row is None:
-        raise JobNotFound(f"no job has the id {job_id!r}")
+        raise JobNotFound(f"no job has the id {shown(job_id)}")
     return row
 
 
@@ -135,9 +142,9 @@ def _append(connection: Connection, job_id: str, last: int, type: EventType, dat
         connection.execute(insert(events), new if len(new) > 1 else new[0])  # a single one without executemany
 
 
-def to_cursor(row: RowMapping) -> str:
-    """The place after a row in the listing, as an opaque text."""
-    return base64.urlsafe_b64encode(json.dumps([row["created_at"], row["id"]]).encode()).decode().rstrip("=")
+def to_cursor(created_at: int, job_id: str) -> str:
+    """The place after a job in the listing, as an opaque text."""
+    return base64.urlsafe_b64encode(json.dumps([created_at, job_id]).encode()).decode().rstrip("=")
 
 
 def from_cursor(cursor: str) -> tuple[int, str]:
@@ -146,6 +153,8 @@ def from_cursor(cursor: str) -> tuple[int, str]:
         created_at, job_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, binascii.Error):
         raise InvalidCursor(cursor) from None
-    if type(created_at) is not int or type(job_id) is not str:
+    if type(created_at) is not int or not 0 <= created_at <= _LATEST:
+        raise InvalidCursor(cursor)
+    if type(job_id) is not str or not _JOB_ID.fullmatch(job_id):
         raise InvalidCursor(cursor)
     return created_at, job_id

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from featurespeed.budget import check_budget
 from featurespeed.contract import Job, JobPage, Kind, Report, Status, parse_request_json
-from featurespeed_service.api.bodies import spec_body
+from featurespeed_service.api.bodies import LARGE_BYTES, spec_body
 from featurespeed_service.api.context import Ctx
 from featurespeed_service.api.problems import declared
 from featurespeed_service.api.security import Reading, Writing
@@ -35,10 +35,11 @@ def submit(
     context: Ctx,
     access: Writing,
     body: Annotated[str, Depends(spec_body)],
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern="^[ -~]*$")] = None,
 ) -> Response:
     """Queue a job. The same Idempotency-Key with the same request gives the same job again."""
-    request = parse_request_json(body)
+    is_large = len(body) > LARGE_BYTES
+    request = context.parser.submit(parse_request_json, body).result() if is_large else parse_request_json(body)
     check_budget(request, context.settings.budget)
     access.datasets.check(request)
     return _queued(access.store.submit(request, idempotency_key))
