@@ -38,7 +38,7 @@ class ServiceProcess:
         self.computed.touch()
         self.database = directory / "data" / "featurespeed.sqlite3"
         chosen = {"engine": "stand_in", "data_dir": directory / "data", "lease_seconds": 3, "cancel_grace_seconds": 1}
-        self._environment = {
+        self.environment = {
             **os.environ,
             **{f"FEATURESPEED_{name.upper()}": str(value) for name, value in (chosen | settings).items()},
             "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -62,7 +62,7 @@ class ServiceProcess:
                 self._command,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
                 text=True,
                 start_new_session=True,
             )

@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 import ray
+import torch
 
 from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Provenance, Report, SpecError, Statistic
 from featurespeed_workers import cells, stages
 from featurespeed_workers.errors import MeasurementError
 
-UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT = range(1001, 1007)
+UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT, MATMUL = range(1001, 1008)
 
 
 def value_of(request, seed: int) -> float:
@@ -91,6 +92,11 @@ def _misbehave(request, seed: int) -> None:
         raise RuntimeError("a secret of the implementation")
     if what == DEAF:
         time.sleep(60)
+    if what == MATMUL:
+        Path(f"{os.environ['STAND_IN_LOG']}.pid").write_text(f"{os.getpid()}")
+        matrix = torch.ones(6000, 6000)
+        for _ in range(20):
+            matrix @ matrix
 
 
 def _first_time(request, seed: int) -> bool:

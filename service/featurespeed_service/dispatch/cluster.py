@@ -78,6 +78,7 @@ class CellTask:
     def __init__(self, items: Any, share: Share) -> None:
         self.items = items
         self.share = share
+        self.is_cancelled = False
 
 
 class Cluster:
@@ -165,8 +166,9 @@ class Cluster:
         return task
 
     def cancel(self, task: CellTask, *, force: bool) -> None:
-        """Ask a task to stop, or end its process."""
+        """Ask a task to stop, or end its process; nothing but its end is heard of it from now on."""
         if task.items in self._tasks:
+            task.is_cancelled = True
             ray.cancel(task.items, force=force)
 
     def poll(self, seconds: float) -> Iterator[tuple[CellTask, Item | Ended]]:
@@ -174,17 +176,27 @@ class Cluster:
 
         Talkative tasks do not hold the caller up: each is heard a bounded number of times.
         """
-        ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
+        ready = self._ready(seconds)
         for _ in range(ITEMS_PER_POLL):
             if not ready:
                 return
-            for items in ready:
-                heard = _hear(items)
-                yield self._tasks[items], heard
+            for task, awaited_end in ready:
+                if task.is_cancelled != awaited_end:  # cancelled since, by what was heard of another
+                    continue
+                heard = _hear(task)
+                yield task, heard
                 if isinstance(heard, Ended):
-                    self._shares[self._tasks.pop(items).share] -= 1
-            waiting = list(self._tasks)
-            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
+                    self._shares[self._tasks.pop(task.items).share] -= 1
+            ready = self._ready(0)
+
+    def _ready(self, seconds: float) -> list[tuple[CellTask, bool]]:
+        """The tasks of which something can be heard without waiting; and whether that is their end, being cancelled."""
+        # the stream of a cancelled task ends at once, but to read on blocks until the task does
+        awaited = {task.items.completed() if task.is_cancelled else task.items: task for task in self._tasks.values()}
+        if not awaited:
+            return []
+        ready, _ = ray.wait(list(awaited), num_returns=1 if seconds else len(awaited), timeout=seconds)
+        return [(task := awaited[one], task.is_cancelled) for one in ready]
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -201,9 +213,12 @@ def _told(reference: Any) -> int | None:
         return None
 
 
-def _hear(items: Any) -> Item | Ended:
+def _hear(task: CellTask) -> Item | Ended:
     try:
-        item: Item = ray.get(next(items))
+        if task.is_cancelled:
+            ray.get(task.items.completed())
+            return Ended("cancelled")
+        item: Item = ray.get(next(task.items))
         return item
     except StopIteration:
         return Ended("finished")
