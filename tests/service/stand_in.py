@@ -2,7 +2,8 @@
 
 It hands requests of kind ``recommend`` to the real engine, cell by cell. Of the others ``data.seed`` chooses what
 happens; ``measurement.steps`` is how long a cell takes, in units of 20 ms.
-Each computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them.
+Each computed cell leaves a line in the file $STAND_IN_LOG, so that a test can count them; each that starts leaves one
+in $STAND_IN_PLACES, if that is set, with where it does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from featurespeed.contract import FieldError, Measurement, MeasurementEvent, Pro
 from featurespeed_workers import cells, stages
 from featurespeed_workers.errors import MeasurementError
 
-UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT, MATMUL = range(1001, 1008)
+UNMEASURABLE, CRASH_ONCE, CRASH_ALWAYS, BROKEN, DEAF, UNFIT, MATMUL, MEET = range(1001, 1009)
 
 
 def value_of(request, seed: int) -> float:
@@ -39,13 +40,13 @@ def inputs_of(request, key):
 
 
 def run_cell(request, key, inputs, *, dataset=None, listener=None, device=None) -> str:
+    if "STAND_IN_PLACES" in os.environ:
+        _note_place(request, key, device)
     if request.kind == "recommend":
         found = stages.run_cell(request, key, inputs, dataset=dataset, listener=listener, device=device)
     else:
         found = str(_run(request, int(key.removeprefix("seed ")), listener))
     _note(f"{request.sha256} {key}")
-    if "STAND_IN_PLACES" in os.environ:
-        _note_place(request, device)
     return found
 
 
@@ -97,6 +98,8 @@ def _misbehave(request, seed: int) -> None:
         matrix = torch.ones(6000, 6000)
         for _ in range(20):
             matrix @ matrix
+    if what == MEET:
+        _meet(request)
 
 
 def _first_time(request, seed: int) -> bool:
@@ -108,11 +111,26 @@ def _first_time(request, seed: int) -> bool:
     return True
 
 
-def _note_place(request, device) -> None:
+def _note_place(request, key, device) -> None:
     context = ray.get_runtime_context()
     gpus = context.get_assigned_resources().get("GPU", 0)
+    which = ",".join(context.get_accelerator_ids().get("GPU", [])) or "-"
     with Path(os.environ["STAND_IN_PLACES"]).open("a") as file:
-        file.write(f"{request.sha256} {context.get_node_id()} {device} {gpus}\n")
+        file.write(f"{request.sha256} {context.get_node_id()} {device} {gpus} {which} {key}\n")
+
+
+def _meet(request) -> None:
+    """Wait until all cells of the job have started: they have to run at once."""
+    end = time.monotonic() + 60
+    while len(_started(request)) < len(request.measurement.seeds):
+        if time.monotonic() > end:
+            raise RuntimeError("the cells do not run at once")
+        time.sleep(0.02)
+
+
+def _started(request) -> set[str]:
+    lines = Path(os.environ["STAND_IN_PLACES"]).read_text().splitlines()
+    return {line for line in lines if line.startswith(request.sha256)}
 
 
 def _note(line: str) -> None:

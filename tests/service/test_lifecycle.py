@@ -57,6 +57,12 @@ def assert_finished_once(service, job_id, seed, done_before):
     assert len(ends) == 1
 
 
+def token_of(dispatcher):
+    """The token of its Ray."""
+    raylet = next(process for process in dispatcher.children(recursive=True) if "raylet" in process.name())
+    return raylet.environ()["RAY_AUTH_TOKEN"]
+
+
 def assert_gone(family, seconds=15):
     _, alive = psutil.wait_procs(family, timeout=seconds)
     assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
@@ -66,10 +72,11 @@ def test_a_job_survives_kill_9_of_the_dispatcher(mortal):
     job_id, done = started(mortal, 1)
     dispatcher = mortal.dispatcher()
     family = dispatcher.children(recursive=True)
-    assert any("raylet" in process.name() for process in family)
+    token = token_of(dispatcher)
     dispatcher.kill()
     assert_finished_once(mortal, job_id, 1, done)
     assert mortal.dispatcher().pid != dispatcher.pid
+    assert token_of(mortal.dispatcher()) != token  # each Ray has its own
     assert_gone(family)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featurespeed_service.dispatch.reaching import NoCluster, wait_for
+from featurespeed_service.dispatch.reaching import standard_error_without, wait_for, why_not
 from featurespeed_service.dispatch.shares import Capacity, Node, Share
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.datasets import StoredDataset
@@ -236,9 +236,11 @@ def join(address: str) -> None:
     """Make this process a driver of the Ray at ``address``; raises NoCluster."""
     wait_for(address)  # ray.init itself would wait for two minutes, and then end the process
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        with standard_error_without("InvalidAuthToken") as refusals:  # which Ray prints twenty times
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise NoCluster(f"no Ray at {address}, or its token is another: {str(error).splitlines()[0]}") from error
+        has_token = not isinstance(error, ray.exceptions.AuthenticationError)
+        raise why_not(address, str(error), has_token=has_token, is_refused=bool(refusals)) from error
 
 
 @contextmanager

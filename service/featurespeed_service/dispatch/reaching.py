@@ -1,10 +1,14 @@
-"""Whether somebody listens at the address of a Ray cluster."""
+"""Whether a Ray cluster is there for this process, and what to tell if not."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WAIT_SECONDS = 60.0
 """How long a cluster may take to start, when it is started together with its dispatcher."""
@@ -30,3 +34,42 @@ def wait_for(address: str, seconds: float = WAIT_SECONDS) -> None:
             if time.monotonic() > end:
                 raise NoCluster(f"no Ray at {address}: {error.strerror or error}") from None
             time.sleep(0.2)
+
+
+@contextmanager
+def standard_error_without(words: str) -> Iterator[list[str]]:
+    """Takes lines with these words out of standard error, also those that a library writes past Python; gives them."""
+    taken: list[str] = []
+    shown = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def pass_on() -> None:
+        with open(reading, "rb") as lines:  # noqa: PTH123
+            for line in lines:
+                if words.encode() in line:
+                    taken.append(line.decode(errors="replace"))
+                else:
+                    os.write(shown, line)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        os.dup2(shown, 2)  # the last to write has gone: the thread ends
+        thread.join()
+        os.close(shown)
+
+
+def why_not(address: str, error: str, *, has_token: bool, is_refused: bool) -> NoCluster:
+    """What to tell of a Ray that listens but cannot be joined."""
+    if not has_token:
+        return NoCluster(
+            f"no token for the Ray at {address}: it is in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH; "
+            "with RAY_AUTH_MODE=disabled none is needed, if the Ray was started so"
+        )
+    if is_refused:
+        return NoCluster(f"the Ray at {address} refuses our token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH)")
+    return NoCluster(f"no Ray at {address}: {error.splitlines()[0]}")
