@@ -45,7 +45,8 @@ def _find(service, what):
         names = {"worker": "ray::", "raylet": "raylet", "gcs": "gcs_server"}
         children = dispatcher.children(recursive=True)
         # workers that compute before those that wait
-        found = [(names[what] in (text := _title(child)), "IDLE" not in text, child) for child in children]
+        titles = [(_title(child), child) for child in children]
+        found = [(names[what] in text and "Agent" not in text, "IDLE" not in text, child) for text, child in titles]
         chosen = sorted((f for f in found if f[0]), key=lambda f: not f[1])
         return chosen[0][2] if chosen else None
     except Exception:  # it died while we looked

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from sqlalchemy import func, select
 
 from featurespeed_service.store.database import Database
@@ -64,6 +65,8 @@ def stopped_and_woken(tmp_path, database_url, number, **settings):
 
 
 def test_a_stopped_dispatcher_that_wakes_writes_nothing(full, report, tmp_path, database_url):
+    if not full and database_url.startswith("sqlite"):
+        pytest.skip("make chaos")
     number = 20 if full else 4
     found = stopped_and_woken(tmp_path, database_url, number)
     report.row("One result, SIGSTOP beyond the lease", f"0 wrong or double of {number}", len(found))

@@ -32,6 +32,8 @@ def kill(service, what):
 
 
 def test_random_kills_lose_nothing(full, report, database_url, tmp_path):
+    if not full and not database_url.startswith("sqlite"):
+        pytest.skip("make chaos")
     seed = random.randrange(10**6)
     print(f"\nseed {seed}")
     chance = random.Random(seed)
