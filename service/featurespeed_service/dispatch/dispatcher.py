@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -43,6 +43,13 @@ log = logs.get(__name__)
 
 POLL_SECONDS = 0.03
 """Longest pause between two looks at queue and tasks; an idle dispatcher's part in a job's latency."""
+LOOK_SECONDS = 0.02
+"""A busy dispatcher asks the store for jobs and cancellations no more often than this."""
+CLAIM_SECONDS = 0.1
+"""How long it may go on claiming before it looks after the jobs that it has."""
+RECORD_SECONDS = 0.5
+"""What a job tells goes together to the store so often; the first of it and the end at once."""
+JOBS_PER_TRANSACTION = 32
 HEARTBEAT_SECONDS = 2.0
 SLOTS_SECONDS = 5.0
 """How often the size of the cluster is asked for."""
@@ -72,8 +79,8 @@ class Dispatcher:
         self._outage = Outage()
         self._housekeeping = Housekeeping(store, settings)
         self._tally = Tally()
-        self._started: dict[CellTask, float] = {}
-        self._due = {"beat": 0.0, "renew": 0.0, "slots": 0.0}
+        self._running: dict[CellTask, tuple[RunningJob, float]] = {}  # whose it is, and when it was started
+        self._due = {"look": 0.0, "beat": 0.0, "renew": 0.0, "slots": 0.0}
 
     def run(self, stop: threading.Event, signs: SignsOfLife) -> None:
         """Work until ``stop`` is set, then give the jobs back, at no cost; on an exception it costs them a start."""
@@ -93,13 +100,15 @@ class Dispatcher:
 
     def step(self, seconds: float) -> None:
         """Look once at everything; waits up to ``seconds`` for news of running tasks."""
-        self._outage.ask(self._keep_alive, self._claim)
+        if self._is_due("look"):
+            self._outage.ask(self._keep_alive, self._claim, self._heed_stop_requests, self._housekeeping.step)
+            self._done("look", LOOK_SECONDS)
         with self._outage.noticed():
             self._submit()
         if self._cluster.running:
             for task, heard in self._cluster.poll(seconds):
                 self._hear(task, heard)
-        self._outage.ask(self._write_all, self._heed_stop_requests, self._housekeeping.step)
+        self._outage.ask(self._record_all, self._end_all)
         self._force()
 
     def _is_due(self, what: str) -> bool:
@@ -117,16 +126,14 @@ class Dispatcher:
             self._tally = Tally()
             self._done("beat", HEARTBEAT_SECONDS)
         if self._is_due("renew"):
-            for lease in list(self._jobs):
-                try:
-                    self._store.renew(lease)  # also of a lease that ran out in an outage, if nobody took the job
-                except LeaseLost:
-                    self._lost(lease)
-                    self._drop(lease)
+            for lease in self._store.renew_all(self._jobs):  # ran out in an outage, and another took the job
+                self._lost(lease)
+                self._drop(lease)
             self._done("renew", self._settings.lease_seconds / 3)
 
     def _claim(self) -> None:
-        while claim := self._store.claim(self._owner, self._claim_order):
+        end = time.monotonic() + CLAIM_SECONDS
+        while time.monotonic() < end and (claim := self._store.claim(self._owner, self._claim_order)):
             log.info("attempt started", **_of(claim.lease), cells_done=len(claim.cells))
             self._traces.attempt_started(claim.lease, claim.job.kind)
             self._tally.count("attempts")
@@ -163,21 +170,20 @@ class Dispatcher:
             return
         key = job.waiting.popleft()
         task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.dataset)
-        self._started[task] = time.monotonic()
+        self._running[task] = job, time.monotonic()
         job.start(key, task)
 
     def _hear(self, task: CellTask, heard: Item | Ended) -> None:
         if isinstance(heard, Ended):
             self._doomed.pop(task, None)
-            self._started.pop(task, None)
-        job = next((job for job in self._jobs.values() if task in job.tasks), None)
-        if job is None:  # of a job that has ended
+        job, started = self._running.pop(task) if isinstance(heard, Ended) else self._running[task]
+        if job.lease not in self._jobs:
             return
         if isinstance(heard, Item) and heard.kind == "failed":
             self._fail(job, JobError.model_validate_json(heard.text))
         elif isinstance(heard, Item):
             if heard.kind == "cell":
-                self._tally.observe_cell(job.request.kind, time.monotonic() - self._started[task])
+                self._tally.observe_cell(job.request.kind, time.monotonic() - started)
             job.hear(task, heard)
         else:
             key = job.tasks.pop(task)
@@ -200,31 +206,39 @@ class Dispatcher:
         job.fail(error)
         self._stop_tasks(job)
 
-    def _write_all(self) -> None:
-        for job in list(self._jobs.values()):
+    def _record_all(self) -> None:
+        """Bring the jobs' news to the store, several jobs at a time."""
+        now = time.monotonic()
+        jobs = [job for job in self._jobs.values() if job.changed]
+        due = [job for job in jobs if job.is_ending or now - job.written_at >= RECORD_SECONDS]
+        for first in range(0, len(due), JOBS_PER_TRANSACTION):
+            self._record(due[first : first + JOBS_PER_TRANSACTION], now)
+
+    def _record(self, jobs: Sequence[RunningJob], now: float) -> None:
+        lost = self._store.record_all({job.lease: job.news for job in jobs})
+        for job in jobs:
+            job.written(now)
+        for lease in lost:
+            self._lost(lease)
+            self._drop(lease)
+
+    def _end_all(self) -> None:
+        for job in [job for job in self._jobs.values() if job.is_ending]:
             try:
-                self._write(job)
+                self._end(job)
             except LeaseLost:
                 self._lost(job.lease)
                 self._drop(job.lease)
 
-    def _write(self, job: RunningJob) -> None:
-        """Bring a job's news to the store, each once it is certain that what came before is there."""
-        self._record(job)
+    def _end(self, job: RunningJob) -> None:
+        """Let a job end in the store, which has all its cells."""
         if job.is_complete and job.outcome is None:
             job.outcome = self._assembled(job)
         if isinstance(job.outcome, JobError):
             self._ended(self._store.fail(job.lease, job.outcome), job.lease)
         elif job.outcome is not None:
             self._ended(self._store.succeed(job.lease, job.outcome), job.lease)
-        else:
-            return
         self._drop(job.lease)
-
-    def _record(self, job: RunningJob) -> None:
-        if job.changed:
-            self._store.record(job.lease, progress=job.progress, cells=job.new_cells, measurements=job.new_measurements)
-            job.written()
 
     def _assembled(self, job: RunningJob) -> str | JobError:
         wall_seconds = (datetime.now(UTC) - (job.job.started_at or job.job.created_at)).total_seconds()
@@ -279,9 +293,9 @@ class Dispatcher:
 
     def _give_back(self, is_orderly: bool) -> None:
         """Let go of every lease: others may go on at once. The tasks end with the cluster's driver."""
-        for lease, job in list(self._jobs.items()):
+        self._record([job for job in self._jobs.values() if job.changed], time.monotonic())
+        for lease in list(self._jobs):
             try:
-                self._record(job)
                 if is_orderly:
                     self._ended(self._store.release(lease), lease)
                 else:

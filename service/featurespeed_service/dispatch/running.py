@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from featurespeed.budget import memory_bytes
 from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.cluster import CellTask
-from featurespeed_service.store.interface import Claim
+from featurespeed_service.store.interface import Claim, News
 from featurespeed_workers.ray_tasks import Item, SentDataset
 from featurespeed_workers.stages import CellKey, Engine
 
@@ -40,7 +40,10 @@ class RunningJob:
         self.tasks: dict[CellTask, CellKey] = {}
         self.new_cells: dict[CellKey, str] = {}
         self.new_measurements: list[str] = []
+        self.cells_total = self.request.cells_total
         self.changed = True
+        self.written_at = float("-inf")
+        """When its news last went to the store."""
         self.is_complete = False
         self.outcome: str | JobError | None = None
         """The report or the error in which the job ends, until the store has it."""
@@ -66,11 +69,6 @@ class RunningJob:
     def cells_running(self) -> int:
         """Cells that are with the cluster."""
         return len(self.tasks)
-
-    @property
-    def cells_total(self) -> int:
-        """All cells of the job."""
-        return self.job.progress.cells_total
 
     @property
     def has_waiting(self) -> bool:
@@ -114,10 +112,20 @@ class RunningJob:
     @property
     def progress(self) -> Progress:
         """All cells together; each counts the same."""
-        done, total = len(self.done), self.request.cells_total
+        done, total = len(self.done), self.cells_total
         fraction = min(1.0, (done + sum(self._fractions.values())) / total)
         return Progress(cells_done=done, cells_total=total, fraction=fraction, message=self._message)
 
-    def written(self) -> None:
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing more of it will be computed."""
+        return self.is_complete or self.outcome is not None
+
+    @property
+    def news(self) -> News:
+        """What the store does not have yet."""
+        return News(self.progress, self.new_cells, self.new_measurements)
+
+    def written(self, now: float) -> None:
         """Note that the store has everything."""
-        self.new_cells, self.new_measurements, self.changed = {}, [], False
+        self.new_cells, self.new_measurements, self.changed, self.written_at = {}, [], False, now

@@ -45,6 +45,11 @@ class Capacity:
 
     def share(self, memory_bytes: int) -> Share:
         """The share of a cell with this estimate: on a GPU if there is one, unless ``gpus_per_cell`` is 0."""
+        if memory_bytes not in self._shares:
+            self._shares[memory_bytes] = self._share(memory_bytes)
+        return self._shares[memory_bytes]
+
+    def _share(self, memory_bytes: int) -> Share:
         with_gpu = [node for node in self.nodes if node.gpus > 0]
         if not with_gpu or self.gpus_per_cell == 0:
             return Share()
@@ -69,6 +74,10 @@ class Capacity:
 
     @cached_property
     def _slots(self) -> dict[Share, int]:
+        return {}
+
+    @cached_property
+    def _shares(self) -> dict[int, Share]:
         return {}
 
     @property

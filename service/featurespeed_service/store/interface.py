@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -85,6 +85,15 @@ class Claim:
     job: Job
     cells: Mapping[str, str]
     tenant: str = LOCAL_TENANT
+
+
+@dataclass(frozen=True)
+class News:
+    """What a running job has to tell: its progress, finished cells (key to JSON) to keep, measurements (JSON)."""
+
+    progress: Progress
+    cells: Mapping[str, str] = field(default_factory=dict)
+    measurements: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -220,24 +229,32 @@ class LeaseStore(ABC):
     def datasets_of(self, tenant: str) -> DatasetStore:
         """The datasets that a tenant's jobs may name."""
 
-    @abstractmethod
     def renew(self, lease: Lease) -> None:
         """Extend the lease by its full length from now."""
+        _raise_lost(self.renew_all([lease]))
+
+    @abstractmethod
+    def renew_all(self, leases: Collection[Lease]) -> Collection[Lease]:
+        """Extend leases in one transaction; returns those that are lost."""
 
     @abstractmethod
     def stop_requests(self, leases: Collection[Lease]) -> Mapping[Lease, Literal["cancel", "lost"]]:
         """Those of the leases whose job was asked to stop, or is no longer theirs."""
 
-    @abstractmethod
     def record(
         self,
         lease: Lease,
         *,
         progress: Progress,
-        cells: Mapping[str, str] | None = None,
+        cells: Mapping[str, str] = MappingProxyType({}),
         measurements: Sequence[str] = (),
     ) -> None:
-        """Keep finished cells (key to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it.
+        """Keep finished cells (key to JSON), tell progress and measurements (JSON); on LeaseLost nothing of it."""
+        _raise_lost(self.record_all({lease: News(progress, cells, measurements)}))
+
+    @abstractmethod
+    def record_all(self, news: Mapping[Lease, News]) -> Collection[Lease]:
+        """Record the news of several jobs in one transaction; returns the leases that are lost, whose news are dropped.
 
         May be repeated: a cell that is kept already stays as it is.
         """
@@ -272,6 +289,11 @@ class LeaseStore(ABC):
     @abstractmethod
     def retire(self, owner: str) -> None:
         """Forget a dispatcher that stops."""
+
+
+def _raise_lost(lost: Collection[Lease]) -> None:
+    for lease in lost:
+        raise LeaseLost(f"attempt {lease.attempt} no longer holds job {lease.job_id}")
 
 
 class RetentionStore(ABC):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -22,11 +22,11 @@ from sqlalchemy import (
     update,
 )
 
-from featurespeed.contract import Job, JobError, Progress, Status
+from featurespeed.contract import Job, JobError, Status
 from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.interface import Claim, ClaimOrder, JobNotFound, Lease, LeaseLost, LeaseStore
+from featurespeed_service.store.interface import Claim, ClaimOrder, JobNotFound, Lease, LeaseLost, LeaseStore, News
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 
@@ -128,9 +128,10 @@ class SqlLeaseStore(LeaseStore):
     def datasets_of(self, tenant: str) -> DatasetStore:
         return DatasetStore(self._database, tenant)
 
-    def renew(self, lease: Lease) -> None:
+    def renew_all(self, leases: Collection[Lease]) -> Collection[Lease]:
         with self._database.writing() as connection:
-            self._update(connection, lease, lease_until=self._database.clock() + self._lease)
+            until = self._database.clock() + self._lease
+            return [lease for lease in _in_order(leases) if not _update(connection, lease, lease_until=until)]
 
     def stop_requests(self, leases: Collection[Lease]) -> Mapping[Lease, Literal["cancel", "lost"]]:
         if not leases:
@@ -147,23 +148,9 @@ class SqlLeaseStore(LeaseStore):
                 found[lease] = "cancel"
         return found
 
-    def record(
-        self,
-        lease: Lease,
-        *,
-        progress: Progress,
-        cells: Mapping[str, str] | None = None,
-        measurements: Sequence[str] = (),
-    ) -> None:
-        told = progress.model_dump(include={"cells_done", "fraction", "message"})
+    def record_all(self, news: Mapping[Lease, News]) -> Collection[Lease]:
         with self._database.writing() as connection:
-            self._update(connection, lease, **told, **({"fruitless_starts": 0} if cells else {}))
-            if cells:
-                _insert_cells(connection, lease.job_id, cells)
-            emit(connection, lease.job_id, "measurement", *measurements)
-            # the newest progress tells all: a long job does not fill the table with old ones
-            emit(connection, lease.job_id, "progress", progress.model_dump_json())
-            _drop_older_progress(connection, lease.job_id)
+            return [lease for lease in _in_order(news) if not _record(connection, lease, news[lease])]
 
     def succeed(self, lease: Lease, report: str) -> Job:
         sha256 = hashlib.sha256(report.encode()).hexdigest()
@@ -218,10 +205,6 @@ class SqlLeaseStore(LeaseStore):
             raise _lost(lease)
         return job
 
-    def _update(self, connection: Connection, lease: Lease, **values: Any) -> None:
-        if connection.execute(update(jobs).where(*_fence(lease)).values(**values)).rowcount == 0:
-            raise _lost(lease)
-
 
 def _fence(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     return jobs.c.id == lease.job_id, jobs.c.attempt == lease.attempt, jobs.c.status == "running"
@@ -236,6 +219,31 @@ def _starts(row: RowMapping) -> str:
     return f"{'once' if starts == 1 else f'{starts} times in a row'} without finishing a cell"
 
 
+def _in_order(leases: Iterable[Lease]) -> list[Lease]:
+    """As every transaction that locks several jobs takes them, so that no two wait for each other."""
+    return sorted(leases, key=lambda lease: lease.job_id)
+
+
+def _update(connection: Connection, lease: Lease, **values: Any) -> bool:
+    """Write a running job; whether the lease still holds."""
+    return connection.execute(update(jobs).where(*_fence(lease)).values(**values)).rowcount > 0
+
+
+def _record(connection: Connection, lease: Lease, news: News) -> bool:
+    told = news.progress.model_dump(include={"cells_done", "fraction", "message"})
+    if not _update(connection, lease, **told, **({"fruitless_starts": 0} if news.cells else {})):
+        return False
+    if news.cells:
+        _insert_cells(connection, lease.job_id, news.cells)
+    if news.measurements:
+        emit(connection, lease.job_id, "measurement", *news.measurements)
+    # the newest progress tells all: a long job does not fill the table with old ones
+    newest = emit(connection, lease.job_id, "progress", news.progress.model_dump_json())
+    older = events.c.job_id == lease.job_id, events.c.type == "progress", events.c.seq < newest
+    connection.execute(delete(events).where(*older))
+    return True
+
+
 def _insert_cells(connection: Connection, job_id: str, found: Mapping[str, str]) -> None:
     # some may be there: their transaction was committed, but the database was gone before it could say so
     query = select(cells.c.key).where(cells.c.job_id == job_id, cells.c.key.in_(list(found)))
@@ -243,12 +251,3 @@ def _insert_cells(connection: Connection, job_id: str, found: Mapping[str, str])
     new = [{"job_id": job_id, "key": key, "cell": cell} for key, cell in found.items() if key not in known]
     if new:
         connection.execute(insert(cells), new)
-
-
-def _drop_older_progress(connection: Connection, job_id: str) -> None:
-    newest = select(events.c.seq).where(events.c.job_id == job_id).order_by(events.c.seq.desc()).limit(1)
-    connection.execute(
-        delete(events).where(
-            events.c.job_id == job_id, events.c.type == "progress", events.c.seq < newest.scalar_subquery()
-        )
-    )

@@ -90,10 +90,14 @@ def move(
     return job
 
 
-def emit(connection: Connection, job_id: str, type: EventType, *data: str) -> None:
-    """Append events to a job whose row this transaction has written, which keeps others from taking the same number."""
+def emit(connection: Connection, job_id: str, type: EventType, *data: str) -> int:
+    """Append events to a job whose row this transaction has written, which keeps others from taking the same number.
+
+    Returns the number of the last.
+    """
     last = connection.execute(select(func.max(events.c.seq)).where(events.c.job_id == job_id)).scalar() or 0
     _append(connection, job_id, last, type, data)
+    return last + len(data)
 
 
 def new_id() -> str:
