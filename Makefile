@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test lint types unit chaos load bench paper quality clean
+.PHONY: help install demo serve test lint types unit chaos bench nodes paper quality clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -48,6 +49,9 @@ load: install  ## POST/s of 16 clients on both databases, and 1,000 queued jobs;
 
 bench: install  ## speed and memory, as ratios from one run; appends to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+nodes: install  ## what dispatcher and store cost a cell, and 64 simulated nodes; appends to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.nodes
 
 paper: install  ## the paper's figures, through the engine, into docs/paper/
 	$(BIN)/python -m benchmarks.paper

@@ -43,12 +43,14 @@ log = logs.get(__name__)
 
 POLL_SECONDS = 0.03
 """Longest pause between two looks at queue and tasks; an idle dispatcher's part in a job's latency."""
-LOOK_SECONDS = 0.02
-"""A busy dispatcher asks the store for jobs and cancellations no more often than this."""
+LOOK_SECONDS = 0.05
+"""A dispatcher with jobs asks the store for more, and for cancellations, no more often than this."""
 CLAIM_SECONDS = 0.1
 """How long it may go on claiming before it looks after the jobs that it has."""
-RECORD_SECONDS = 0.5
-"""What a job tells goes together to the store so often; the first of it and the end at once."""
+RECORDS_PER_SECOND = 100
+LAST_RECORD_SECONDS = 2.0
+"""Of so many jobs a second the news goes to the store: with few jobs at once, with many of each together, but no
+later than this. A job's end never waits."""
 JOBS_PER_TRANSACTION = 32
 HEARTBEAT_SECONDS = 2.0
 SLOTS_SECONDS = 5.0
@@ -88,8 +90,7 @@ class Dispatcher:
         try:
             while not stop.is_set():
                 signs.give()
-                self.step(POLL_SECONDS)
-                if not self._cluster.running:
+                if not self.step(POLL_SECONDS) and not self._cluster.running:
                     stop.wait(POLL_SECONDS)
             is_orderly = True
         finally:
@@ -98,18 +99,21 @@ class Dispatcher:
             except StoreUnavailable as error:
                 log.warning("jobs are not given back, their leases will run out", reason=str(error))
 
-    def step(self, seconds: float) -> None:
-        """Look once at everything; waits up to ``seconds`` for news of running tasks."""
-        if self._is_due("look"):
+    def step(self, seconds: float) -> bool:
+        """Look once at everything; waits up to ``seconds`` for news of running tasks. Whether there were any."""
+        if self._is_due("look") or not self._jobs:
             self._outage.ask(self._keep_alive, self._claim, self._heed_stop_requests, self._housekeeping.step)
             self._done("look", LOOK_SECONDS)
         with self._outage.noticed():
             self._submit()
+        has_news = False
         if self._cluster.running:
             for task, heard in self._cluster.poll(seconds):
                 self._hear(task, heard)
+                has_news = True
         self._outage.ask(self._record_all, self._end_all)
         self._force()
+        return has_news
 
     def _is_due(self, what: str) -> bool:
         return time.monotonic() >= self._due[what]
@@ -209,8 +213,8 @@ class Dispatcher:
     def _record_all(self) -> None:
         """Bring the jobs' news to the store, several jobs at a time."""
         now = time.monotonic()
-        jobs = [job for job in self._jobs.values() if job.changed]
-        due = [job for job in jobs if job.is_ending or now - job.written_at >= RECORD_SECONDS]
+        last = now - min(len(self._jobs) / RECORDS_PER_SECOND, LAST_RECORD_SECONDS)
+        due = [job for job in self._jobs.values() if job.changed and (job.is_ending or job.written_at <= last)]
         for first in range(0, len(due), JOBS_PER_TRANSACTION):
             self._record(due[first : first + JOBS_PER_TRANSACTION], now)
 
