@@ -47,7 +47,7 @@ LOOK_SECONDS = 0.05
 """A dispatcher with jobs asks the store for more, and for cancellations, no more often than this."""
 CLAIM_SECONDS = 0.1
 """How long it may go on claiming before it looks after the jobs that it has."""
-RECORDS_PER_SECOND = 100
+RECORDS_PER_SECOND = 40
 LAST_RECORD_SECONDS = 2.0
 """Of so many jobs a second the news goes to the store: with few jobs at once, with many of each together, but no
 later than this. A job's end never waits."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 LARGE_JOB_CELLS = 32
-"""Jobs of more cells take at most half of a tenant's claims, so that a small one gets in behind many of them."""
+"""Of jobs with more cells a tenant claims no more than keep the cluster busy, and at most half of its claims, so that
+a small one gets in behind many of them."""
 JOBS_PER_SLOT = 2
 """Jobs of one tenant claimed at once, for each cell that the cluster holds: enough that none of its slots is idle."""
 CROWD = 4
@@ -32,11 +33,12 @@ def claim_order(waiting: Iterable[str], held: Mapping[str, Held], slots: int) ->
     tenants = sorted(set(waiting), key=lambda tenant: (held.get(tenant, Held()).jobs, tenant))
     crowd = len(set(tenants) | set(held))
     most = max(2, min(JOBS_PER_SLOT * slots, CROWD * JOBS_PER_SLOT * slots // max(1, crowd)))
+    most_large = min(most // 2, 2 + JOBS_PER_SLOT * slots // LARGE_JOB_CELLS)
     order: list[tuple[str, int | None]] = []
     for tenant in tenants:
         has = held.get(tenant, Held())
         if has.jobs < most:
-            order.append((tenant, LARGE_JOB_CELLS if has.large >= most // 2 else None))
+            order.append((tenant, LARGE_JOB_CELLS if has.large >= most_large else None))
     return order
 
 
