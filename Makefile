@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types unit chaos load bench paper quality clean
-.PHONY: help install demo serve test lint types unit chaos bench nodes paper quality clean
+.PHONY: help install demo serve test lint types unit chaos load bench nodes paper quality clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
