@@ -49,7 +49,7 @@ CLAIM_SECONDS = 0.1
 """How long it may go on claiming before it looks after the jobs that it has."""
 RECORDS_PER_SECOND = 40
 LAST_RECORD_SECONDS = 2.0
-"""Of so many jobs a second the news goes to the store: with few jobs at once, with many of each together, but no
+"""Of so many jobs a second the news goes to the store: of a single job at once, with many of each together, but no
 later than this. A job's end never waits."""
 JOBS_PER_TRANSACTION = 32
 HEARTBEAT_SECONDS = 2.0
@@ -213,7 +213,7 @@ class Dispatcher:
     def _record_all(self) -> None:
         """Bring the jobs' news to the store, several jobs at a time."""
         now = time.monotonic()
-        last = now - min(len(self._jobs) / RECORDS_PER_SECOND, LAST_RECORD_SECONDS)
+        last = now - min((len(self._jobs) - 1) / RECORDS_PER_SECOND, LAST_RECORD_SECONDS)
         due = [job for job in self._jobs.values() if job.changed and (job.is_ending or job.written_at <= last)]
         for first in range(0, len(due), JOBS_PER_TRANSACTION):
             self._record(due[first : first + JOBS_PER_TRANSACTION], now)
