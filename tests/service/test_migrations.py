@@ -15,6 +15,8 @@ from featurespeed_service.store.schema import metadata
 from featurespeed_service.store.sql import SqlStore
 from tests.service.specs import request
 
+OLD = f"job_{'0' * 24}"
+
 
 @pytest.fixture
 def engine(empty_database_url):
@@ -35,9 +37,9 @@ def before_migrations(engine, asked):
     tables = sa.MetaData()
     import_module(f"{versions}.0001_first")._describe(tables)
     tables.create_all(engine)
-    job = {"id": "job_old", "kind": asked.kind, "request": asked.model_dump_json(), "created_at": 1, "message": ""}
+    job = {"id": OLD, "kind": asked.kind, "request": asked.model_dump_json(), "created_at": 1, "message": ""}
     counts = {"attempt": 0, "releases": 0, "cells_done": 0, "cells_total": 3, "fraction": 0.0}
-    key = {"key": "k", "request_sha256": asked.sha256, "job_id": "job_old"}
+    key = {"key": "k", "request_sha256": asked.sha256, "job_id": OLD}
     with engine.begin() as connection:
         connection.execute(
             sa.insert(tables.tables["jobs"]).values(**job, **counts, status="queued", cancel_requested=False)
@@ -49,9 +51,9 @@ def test_a_database_from_before_migrations_keeps_its_jobs(empty_database_url, en
     asked = request(7)
     before_migrations(engine, asked)
     store = SqlStore(Database(empty_database_url))
-    assert store.get("job_old").request == asked
-    assert store.submit(asked, "k").id == "job_old"
-    assert store.claim("d").job.id == "job_old"
+    assert store.get(OLD).request == asked
+    assert store.submit(asked, "k").id == OLD
+    assert store.claim("d").job.id == OLD
     store.close()
 
 
@@ -62,10 +64,10 @@ def test_cells_of_before_they_had_keys_are_computed_again(empty_database_url, en
         connection.execute(
             sa.text("CREATE TABLE cells (job_id VARCHAR(64) REFERENCES jobs (id), seed BIGINT, cell TEXT)")
         )
-        connection.execute(sa.text("INSERT INTO cells VALUES ('job_old', 0, '{}')"))
+        connection.execute(sa.text(f"INSERT INTO cells VALUES ('{OLD}', 0, '{{}}')"))
     store = SqlStore(Database(empty_database_url))
     claim = store.claim("d")
-    assert (claim.job.id, claim.cells) == ("job_old", {})
+    assert (claim.job.id, claim.cells) == (OLD, {})
     store.record(claim.lease, progress=claim.job.progress, cells={"seed 0": "{}"})
     store.close()
     again = SqlStore(Database(empty_database_url))
