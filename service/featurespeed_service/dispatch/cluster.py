@@ -89,10 +89,12 @@ class Cluster:
         self._tasks: dict[Any, CellTask] = {}
         self._shares: Counter[Share] = Counter()
         self._gpu_bytes = settings.gpu_memory_bytes
+        self._warm: list[Any] = []
         self.capacity = self._look()
 
     def refresh(self) -> None:
-        """Look at the nodes again."""
+        """Look at the nodes again, and at the memory of their GPUs as far as warm workers have told it."""
+        self._learn()
         self.capacity = self._look()
 
     def _look(self) -> Capacity:
@@ -123,15 +125,14 @@ class Cluster:
         if share.gpus and self._settings.gpus_per_cell is None:
             share = Share(share.cpus, 1.0)
         task = warm_up_task.options(num_cpus=share.cpus, num_gpus=share.gpus)
-        return [task.remote(self._settings.engine) for _ in range(self.capacity.slots(share))]
+        self._warm = [task.remote(self._settings.engine) for _ in range(self.capacity.slots(share))]
+        return self._warm
 
-    def learn(self, references: list[Any]) -> None:
+    def _learn(self) -> None:
         """Take the memory of the GPUs, the smallest, from what the warm-up told so far."""
-        if self._gpu_bytes is None and references:
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-            found = [told for told in map(_told, ready) if told is not None]
-            self._gpu_bytes = min(found, default=None)
-            self.refresh()
+        if self._gpu_bytes is None and self._warm:
+            ready, self._warm = ray.wait(self._warm, num_returns=len(self._warm), timeout=0)
+            self._gpu_bytes = min((told for told in map(_told, ready) if told is not None), default=None)
 
     def wait(self, references: list[Any], seconds: float) -> bool:
         """Wait for all of the references, but no longer than this; whether they are ready."""
