@@ -1,4 +1,4 @@
-# ruff: noqa: D102  (the interface, store.py, documents the methods)
+# ruff: noqa: D102  (the interface documents the methods)
 """The API's half of the store, in SQL."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: D102  (the interface, store.py, documents the methods)
+# ruff: noqa: D102  (the interface documents the methods)
 """The dispatcher's half of the store, in SQL: every write of a running job goes through its fence."""
 
 from __future__ import annotations
