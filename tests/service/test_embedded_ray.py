@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -41,8 +43,22 @@ def test_the_token_is_asked_for(service):
         assert token not in why
 
 
+def wait_for_autoscaler(service, seconds=30):
+    """Until Ray's autoscaler has tried to listen for whoever reads its metrics, which it does late."""
+    (arguments,) = [
+        one.cmdline() for one in service.family() if any(part.endswith("/monitor.py") for part in one.cmdline())
+    ]
+    (logs,) = [part.partition("=")[2] for part in arguments if part.startswith("--logs-dir=")]
+    end = time.monotonic() + seconds
+    while "Starting autoscaler metrics server" not in (Path(logs) / "monitor.log").read_text():
+        assert time.monotonic() < end, "the autoscaler did not start"
+        time.sleep(0.1)
+    time.sleep(0.5)
+
+
 def test_no_dashboard_and_no_open_agent(service):
     """Over HTTP, at every port of every process but the API's, there is nothing without the token."""
+    wait_for_autoscaler(service)
     closed = 0
     for process in service.family()[1:]:
         for address in listening(process):

@@ -26,6 +26,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",  # Ray's autoscaler asks no token for its metrics; it goes on where it cannot listen
 }
 for _name, _value in LOCAL_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
