@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from featurespeed_service.settings import PREFIX, Settings
-from featurespeed_service.store.interface import StoreUnavailable
+from featurespeed_service.store.errors import StoreUnavailable
 from featurespeed_service.store.migrating import DatabaseTooNew
 from featurespeed_service.store.sql import SqlStore, open_store
 

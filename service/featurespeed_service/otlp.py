@@ -28,7 +28,7 @@ from featurespeed_service.telemetry import Traces
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from featurespeed_service.store.interface import Lease
+    from featurespeed_service.store.records import Lease
     from featurespeed_service.store.sql import SqlStore
 
 log = logs.get(__name__)

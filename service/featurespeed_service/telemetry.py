@@ -11,7 +11,7 @@ from featurespeed_service.settings import PREFIX, Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from featurespeed_service.store.interface import Lease
+    from featurespeed_service.store.records import Lease
     from featurespeed_service.store.sql import SqlStore
 
 STANDARD = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

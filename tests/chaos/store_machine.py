@@ -6,16 +6,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from featurespeed.contract import TERMINAL, Job, Progress
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import (
-    DEAD,
-    TRANSITIONS,
-    IdempotencyConflict,
-    JobNotFound,
-    KeyOfDeletedJob,
-    Lease,
-    LeaseLost,
-    WrongStatus,
-)
+from featurespeed_service.store.errors import IdempotencyConflict, JobNotFound, KeyOfDeletedJob, LeaseLost, WrongStatus
+from featurespeed_service.store.records import DEAD, TRANSITIONS, Lease
 from featurespeed_service.store.retention import KEY_SECONDS
 from featurespeed_service.store.schema import metadata
 from featurespeed_service.store.sql import SqlStore

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from featurespeed.contract import JobError
-from featurespeed_service.store.interface import TRANSITIONS
+from featurespeed_service.store.records import TRANSITIONS
 from tests.service.specs import request
 
 REQUESTS = [request(seed) for seed in range(2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import LeaseLost
+from featurespeed_service.store.errors import LeaseLost
 from featurespeed_service.store.sql import SqlStore
 from tests.chaos.checking import events_of
 from tests.service import stand_in

@@ -11,7 +11,7 @@ import uvicorn
 from featurespeed.contract import JobError, MeasurementEvent, Progress
 from featurespeed_service.api.app import create_app
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import Claim
+from featurespeed_service.store.records import Claim
 from featurespeed_service.store.sql import SqlStore, open_store
 from tests.client.reports import report
 

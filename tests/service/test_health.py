@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from featurespeed_service.api.looking import Look
-from featurespeed_service.store.interface import JobNotFound
+from featurespeed_service.store.errors import JobNotFound
 from tests.service.conftest import Api
 from tests.service.specs import spec
 from tests.service.test_api import problem

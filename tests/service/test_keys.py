@@ -16,7 +16,7 @@ from featurespeed_service.api.security import KEY_CACHE_SECONDS
 from featurespeed_service.exposure import Exposed, guarded
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import QuotaExceeded
+from featurespeed_service.store.errors import QuotaExceeded
 from featurespeed_service.store.keys import SCOPES, Grant, InvalidToken, KeyExists, KeyNotFound, parse_token
 from featurespeed_service.store.sql import SqlStore
 from tests.service.conftest import Api

@@ -8,7 +8,7 @@ from httpx_sse import EventSource
 
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import StoreFull, StoreUnavailable
+from featurespeed_service.store.errors import StoreFull, StoreUnavailable
 from featurespeed_service.store.sql import SqlStore
 from tests.service.conftest import Api
 from tests.service.postgres import Unavailable, running
@@ -31,7 +31,7 @@ def test_a_restart_of_postgresql_loses_nothing(mortal):
     job = store.submit(request(), "key")
     lease = store.claim("d").lease
     mortal.stop()
-    for call in (store.ping, lambda: store.submit(request(), "key"), lambda: store.renew(lease)):
+    for call in (store.revision, lambda: store.submit(request(), "key"), lambda: store.renew(lease)):
         with pytest.raises(StoreUnavailable):
             call()
     mortal.start()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.housekeeping import EVERY_SECONDS, Housekeeping
 from featurespeed_service.settings import DAY_SECONDS, Settings
-from featurespeed_service.store.interface import IdempotencyConflict, JobNotFound, KeyOfDeletedJob, WrongStatus
+from featurespeed_service.store.errors import IdempotencyConflict, JobNotFound, KeyOfDeletedJob, WrongStatus
 from featurespeed_service.store.retention import KEY_SECONDS
 from tests.service.specs import request
 

@@ -7,16 +7,15 @@ import pytest
 
 from featurespeed.contract import Job, JobError, Progress
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import (
-    TRANSITIONS,
+from featurespeed_service.store.errors import (
     IdempotencyConflict,
     InvalidCursor,
     JobNotFound,
     KeyOfDeletedJob,
-    Lease,
     LeaseLost,
     WrongStatus,
 )
+from featurespeed_service.store.records import TRANSITIONS, Lease
 from featurespeed_service.store.sql import SqlStore
 from tests.service.conftest import LEASE_SECONDS
 from tests.service.specs import request

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from featurespeed_service import telemetry
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import Lease
+from featurespeed_service.store.records import Lease
 from tests.service import stand_in
 from tests.service.service_process import ServiceProcess, wait_until
 from tests.service.specs import spec

@@ -13,7 +13,8 @@ from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.watching import Watcher
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.interface import JobStore, Statistics
+from featurespeed_service.store.interface import JobStore
+from featurespeed_service.store.records import Statistics
 
 if TYPE_CHECKING:
     from featurespeed_service.api.security import Gate

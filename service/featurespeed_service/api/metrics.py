@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from featurespeed_service.store.counters import CELL_BUCKETS, CELL_SECONDS, Counted
-from featurespeed_service.store.interface import Statistics
+from featurespeed_service.store.records import Statistics
 
 PREFIX = "featurespeed_"
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from featurespeed.contract import FieldError, Problem, SpecError, shown
 from featurespeed_service.api.refusals import BodyTooSlow, Forbidden, RateLimited, Unauthenticated
-from featurespeed_service.store.interface import (
+from featurespeed_service.store.errors import (
     IdempotencyConflict,
     InvalidCursor,
     JobNotFound,

@@ -32,8 +32,10 @@ from featurespeed_service.dispatch.shares import Share
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.counters import Tally
-from featurespeed_service.store.interface import Lease, LeaseLost, Store, StoreUnavailable
+from featurespeed_service.store.errors import LeaseLost, StoreUnavailable
+from featurespeed_service.store.interface import Store
 from featurespeed_service.store.leases import ATTEMPTS_EXHAUSTED
+from featurespeed_service.store.records import Lease
 from featurespeed_service.telemetry import NO_TRACES, Traces
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.ray_tasks import Item, job_error, load_engine

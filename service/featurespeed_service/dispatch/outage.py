@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from featurespeed_service.store.interface import StoreUnavailable
+from featurespeed_service.store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import revision_of
-from featurespeed_service.store.interface import StoreUnavailable
+from featurespeed_service.store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from featurespeed.budget import memory_bytes
 from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.cluster import CellTask
-from featurespeed_service.store.interface import Claim, News
+from featurespeed_service.store.records import Claim, News
 from featurespeed_workers.ray_tasks import Item, SentDataset
 from featurespeed_workers.stages import CellKey, Engine
 

@@ -1,134 +1,16 @@
-"""The job store as an interface: what the API and a dispatcher ask of it, and the errors that they get."""
+"""The job store as an interface: what the API and a dispatcher ask of it; each method may raise ``errors.py``'s."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 from featurespeed.contract import TERMINAL, Job, JobError, JobPage, JobRequest, Kind, Progress, Status
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.errors import StoreError as StoreError
-from featurespeed_service.store.errors import StoreFull as StoreFull
-from featurespeed_service.store.errors import StoreUnavailable as StoreUnavailable
-from featurespeed_service.store.schema import LOCAL_TENANT
-
-EventType = Literal["status", "progress", "measurement"]
-
-TRANSITIONS: dict[Status, frozenset[Status]] = {
-    "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
-    "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
-}
-"""From each status, those that a job may have next. ``running`` to ``queued`` is an attempt that ended early."""
-
-
-DEAD: frozenset[Status] = frozenset({"failed", "cancelled"})
-"""Ended without a report: such a job stays, with its error and its finished cells, until it is retried or pruned."""
-
-
-class JobNotFound(StoreError):
-    """No job has this id."""
-
-
-class InvalidCursor(StoreError):
-    """The cursor of a listing was not made by this store."""
-
-
-class IdempotencyConflict(StoreError):
-    """The idempotency key was used before, with another request."""
-
-
-class KeyOfDeletedJob(StoreError):
-    """The idempotency key was used before, and its job has been deleted since: it makes no second one."""
-
-
-class WrongStatus(StoreError):
-    """The job's status does not allow what was asked; ``job`` is the job as it is."""
-
-    def __init__(self, job: Job, message: str) -> None:
-        super().__init__(message)
-        self.job = job
-
-
-class QuotaExceeded(StoreError):
-    """The tenant has as many queued and running jobs as it may."""
-
-    headers = MappingProxyType({"Retry-After": "5"})
-    """When to try again: a guess, as nobody knows when a job will end."""
-
-    def __init__(self, active: int, limit: int) -> None:
-        super().__init__(f"{active} jobs are queued or running, and this key allows {limit}")
-
-
-class LeaseLost(StoreError):
-    """The job is no longer this attempt's: stop working on it, and write nothing."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to write a running job; ``attempt`` is the fence."""
-
-    job_id: str
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A job to work on: the lease, the job, and the cells (key to JSON) that earlier attempts finished."""
-
-    lease: Lease
-    job: Job
-    cells: Mapping[str, str]
-    tenant: str = LOCAL_TENANT
-
-
-@dataclass(frozen=True)
-class News:
-    """What a running job has to tell: its progress, finished cells (key to JSON) to keep, measurements (JSON)."""
-
-    progress: Progress
-    cells: Mapping[str, str] = field(default_factory=dict)
-    measurements: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Event:
-    """One event of a job; ``seq`` rises, with gaps; ``data`` is JSON.
-
-    ``status`` carries a contract.Job, ``progress`` a contract.Progress (the newest alone is kept), ``measurement`` a
-    contract.MeasurementEvent.
-    """
-
-    seq: int
-    type: EventType
-    data: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """A report as JSON text, and the SHA-256 of that text."""
-
-    text: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """How the service fares, for its metrics. Ages in seconds; 0 where nothing waits or runs."""
-
-    jobs: Mapping[Status, int]
-    oldest_queued_seconds: float
-    lease_age_seconds: float
-    """Since the lease that was renewed longest ago was renewed."""
-    heartbeat_age_seconds: float | None
-    dataset_bytes: int
-    counted: Mapping[tuple[str, str, str], float]
-
+from featurespeed_service.store.errors import LeaseLost
+from featurespeed_service.store.records import Claim, Event, Lease, News, Result, Statistics
 
 ClaimOrder = Callable[[Collection[str]], Sequence[tuple[str, int | None]]]
 """From the tenants whose jobs wait, those that may claim, in order, with the most cells of the job (``None``: any)."""
@@ -148,10 +30,6 @@ class JobStore(ABC):
     @abstractmethod
     def datasets(self) -> DatasetStore:
         """The datasets of this store's tenant."""
-
-    @abstractmethod
-    def ping(self) -> None:
-        """Do nothing but reach the database."""
 
     @abstractmethod
     def revision(self) -> str | None:

@@ -14,19 +14,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from featurespeed.contract import TERMINAL, Job, JobPage, JobRequest, Kind, Status
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.interface import (
-    DEAD,
-    Event,
-    IdempotencyConflict,
-    JobNotFound,
-    JobStore,
-    KeyOfDeletedJob,
-    Result,
-    Statistics,
-    WrongStatus,
-)
+from featurespeed_service.store.errors import IdempotencyConflict, JobNotFound, KeyOfDeletedJob, WrongStatus
+from featurespeed_service.store.interface import JobStore
 from featurespeed_service.store.migrating import current
 from featurespeed_service.store.quota import check_quota, lock_submissions
+from featurespeed_service.store.records import DEAD, Event, Result, Statistics
 from featurespeed_service.store.retention import delete_jobs
 from featurespeed_service.store.rows import LISTED, find, from_cursor, insert_job, move, new_id, to_cursor, to_job
 from featurespeed_service.store.schema import LOCAL_TENANT, cells, dispatchers, events, idempotency_keys, jobs
@@ -58,10 +50,6 @@ class SqlJobStore(JobStore):
 
     def _find(self, connection: Connection, job_id: str, *, lock: bool = False) -> RowMapping:
         return find(connection, job_id, tenant=self._tenant, lock=lock)
-
-    def ping(self) -> None:
-        with self._database.reading() as connection:
-            connection.execute(select(1))
 
     def revision(self) -> str | None:
         with self._database.reading() as connection:

@@ -18,7 +18,7 @@ from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import StoreError
+from featurespeed_service.store.errors import StoreError
 from featurespeed_service.store.schema import api_keys
 
 Scope = Literal["jobs:read", "jobs:write", "metrics:read"]

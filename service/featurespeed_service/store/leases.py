@@ -26,7 +26,9 @@ from featurespeed.contract import Job, JobError, Status
 from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.interface import Claim, ClaimOrder, JobNotFound, Lease, LeaseLost, LeaseStore, News
+from featurespeed_service.store.errors import JobNotFound, LeaseLost
+from featurespeed_service.store.interface import ClaimOrder, LeaseStore
+from featurespeed_service.store.records import Claim, Lease, News
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 

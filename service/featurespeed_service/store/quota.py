@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
-from featurespeed_service.store.interface import QuotaExceeded
+from featurespeed_service.store.errors import QuotaExceeded
 from featurespeed_service.store.schema import jobs
 
 LOCK_CLASS = 0x71756F74

@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select, update
 
 from featurespeed.contract import TERMINAL, Job, JobError, JobRequest, Progress, Status, shown
-from featurespeed_service.store.interface import TRANSITIONS, EventType, InvalidCursor, JobNotFound
+from featurespeed_service.store.errors import InvalidCursor, JobNotFound
+from featurespeed_service.store.records import TRANSITIONS, EventType
 from featurespeed_service.store.schema import events, jobs
 
 LISTED = [c for c in jobs.c if c.name not in ("result", "result_sha256")]

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from featurespeed.contract import Status
 from featurespeed_service.store import counters
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.interface import Statistics
+from featurespeed_service.store.records import Statistics
 from featurespeed_service.store.schema import datasets, dispatchers, jobs
 
 

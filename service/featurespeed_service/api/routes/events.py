@@ -17,7 +17,8 @@ from featurespeed_service.api.problems import declared
 from featurespeed_service.api.refusals import Forbidden, Unauthenticated
 from featurespeed_service.api.security import Access, Reading
 from featurespeed_service.api.watching import Watch
-from featurespeed_service.store.interface import Event, JobNotFound, StoreError, StoreUnavailable
+from featurespeed_service.store.errors import JobNotFound, StoreError, StoreUnavailable
+from featurespeed_service.store.records import Event
 
 RECHECK_SECONDS = 1.0
 """How often an open stream asks whether its key is still valid."""
