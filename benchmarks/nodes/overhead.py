@@ -12,7 +12,8 @@ from pathlib import Path
 import ray
 
 from benchmarks.nodes import trivial
-from featurespeed_service.dispatch.cluster import Cluster, connect
+from featurespeed_service.dispatch.cluster import Cluster
+from featurespeed_service.dispatch.connecting import connect
 from featurespeed_service.dispatch.dispatcher import Dispatcher
 from featurespeed_service.dispatch.process import SignsOfLife
 from featurespeed_service.opening import opened

@@ -68,8 +68,8 @@ class SimulatedCluster(Cluster):
         self._shares[share] += 1
         return task
 
-    def cancel(self, task: CellTask, *, force: bool) -> None:
-        """Nothing is ever cancelled here."""
+    def stop(self, task: CellTask) -> None:
+        """Nothing is ever stopped here."""
 
     def poll(self, seconds: float) -> Iterator[tuple[CellTask, Item | Ended]]:
         """What is due."""

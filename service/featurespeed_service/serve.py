@@ -18,7 +18,7 @@ from featurespeed_service.api.app import create_app
 from featurespeed_service.api.context import Context
 from featurespeed_service.api.protocol import BoundedProtocol
 from featurespeed_service.dispatch.supervisor import Supervisor
-from featurespeed_service.exposure import Exposed, guarded
+from featurespeed_service.exposure import guarded
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 
 GRACE_SECONDS = 2
@@ -54,8 +54,8 @@ def serve(
         with listening:
             try:
                 settings = guarded(settings, listening.getsockname()[0], store.keys)
-            except Exposed as error:
-                return refuse(str(error))
+            except CannotStart as error:
+                return refuse(error)
             supervisor = Supervisor(settings) if dispatcher else None
             app = create_app(settings, store)
             traces.follow_requests(app, store)

@@ -16,7 +16,7 @@ from featurespeed_service.store.sql import SqlStore
 from tests.chaos.checking import events_of, violations
 from tests.service.service_process import TERMINAL, ServiceProcess, wait_until
 
-DISPATCHER = [sys.executable, "-m", "featurespeed_service.dispatch.dispatcher"]
+DISPATCHER = [sys.executable, "-m", "featurespeed_service.dispatch"]
 ROOT = Path(__file__).parent.parent.parent
 CELLS = 8
 LATE_SECONDS = 10

@@ -81,7 +81,7 @@ class ServiceProcess:
 
     def dispatcher(self):
         own = psutil.Process(self.process.pid)
-        return next(child for child in own.children() if "featurespeed_service.dispatch.dispatcher" in child.cmdline())
+        return next(child for child in own.children() if "featurespeed_service.dispatch" in child.cmdline())
 
     def kill(self):
         """kill -9 of the API process."""

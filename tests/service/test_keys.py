@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from featurespeed_service.api.security import KEY_CACHE_SECONDS
-from featurespeed_service.exposure import Exposed, guarded
+from featurespeed_service.exposure import guarded
+from featurespeed_service.opening import CannotStart
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.errors import QuotaExceeded
@@ -243,14 +244,14 @@ def test_when_keys_are_required(store, tmp_path):
     assert [required(address) for address in ("127.0.0.1", "127.1.2.3", "::1")] == [False] * 3
     assert required("127.0.0.1", require_keys=True)
     for address in ("0.0.0.0", "::", "192.168.1.7", "fe80::1%eth0"):
-        with pytest.raises(Exposed, match="keys create"):
+        with pytest.raises(CannotStart, match="keys create"):
             required(address)
-        with pytest.raises(Exposed, match="without API keys"):
+        with pytest.raises(CannotStart, match="without API keys"):
             required(address, require_keys=False)
     made, _ = store.keys.create("alice", Grant("alice"))
     assert required("0.0.0.0")
     store.keys.revoke(made.id)
-    with pytest.raises(Exposed, match="keys create"):
+    with pytest.raises(CannotStart, match="keys create"):
         required("0.0.0.0")
     assert required("0.0.0.0", bootstrap_key=TOKEN)
 

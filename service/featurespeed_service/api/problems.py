@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from featurespeed.contract import FieldError, Problem, SpecError, shown
 from featurespeed_service.api.refusals import BodyTooSlow, Forbidden, RateLimited, Unauthenticated
+from featurespeed_service.job_errors import INTERNAL_ERROR
 from featurespeed_service.store.errors import (
     IdempotencyConflict,
     InvalidCursor,
@@ -27,8 +28,6 @@ from featurespeed_service.store.errors import (
 
 PROBLEM = "urn:featurespeed:problem:"
 MEDIA_TYPE = "application/problem+json"
-
-INTERNAL_ERROR = "internal-error"
 
 
 class BodyTooLarge(Exception):

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import secrets
-import shutil
-import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from featurespeed_service.dispatch.reaching import standard_error_without, wait_for, why_not
+import ray
+
 from featurespeed_service.dispatch.shares import Capacity, Node, Share
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.datasets import StoredDataset
-
-# Before ray is imported: it reads these once. The local cluster listens on every interface, hence the token.
-LOCAL_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "AUTOSCALER_METRIC_PORT": "-1",  # Ray's autoscaler asks no token for its metrics; it goes on where it cannot listen
-}
-for _name, _value in LOCAL_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402
-
-from featurespeed_workers.ray_tasks import (  # noqa: E402
+from featurespeed_workers.ray_tasks import (
     CellCall,
     Item,
     SentDataset,
@@ -42,16 +23,11 @@ from featurespeed_workers.ray_tasks import (  # noqa: E402
     single_cell_task,
     warm_up_task,
 )
-from featurespeed_workers.stages import CellKey  # noqa: E402
+from featurespeed_workers.stages import CellKey
 
 log = logging.getLogger(__name__)
 
-LOCAL_SYSTEM = {"gcs_rpc_server_reconnect_timeout_s": 5}
-"""A local GCS that died does not come back: its driver ends after this, a new one starts. Ray's default is 60."""
-
-DIRECTORY_PREFIX = "featurespeed-ray-"
 ITEMS_PER_POLL = 50
-WARM_UP_SECONDS = 60.0
 CRASHES = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.OutOfMemoryError,
@@ -83,12 +59,13 @@ class CellTask:
 
 
 class Cluster:
-    """A running Ray; made by :func:`connect`."""
+    """A running Ray; made by ``connecting.py``."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tasks: dict[Any, CellTask] = {}
         self._shares: Counter[Share] = Counter()
+        self._stopping: dict[CellTask, float] = {}  # tasks that were asked to stop, and when their grace ends
         self._gpu_bytes = settings.gpu_memory_bytes
         self._warm: list[Any] = []
         self.capacity = self._look()
@@ -167,17 +144,24 @@ class Cluster:
         self._shares[share] += 1
         return task
 
-    def cancel(self, task: CellTask, *, force: bool) -> None:
-        """Ask a task to stop, or end its process; nothing but its end is heard of it from now on."""
-        if task.items in self._tasks:
+    def stop(self, task: CellTask) -> None:
+        """Ask a task to stop, and end its process after a grace; nothing but its end is heard of it from now on."""
+        if task.items in self._tasks and not task.is_cancelled:
             task.is_cancelled = True
-            ray.cancel(task.items, force=force)
+            self._stopping[task] = time.monotonic() + self._settings.cancel_grace_seconds
+            ray.cancel(task.items)
+
+    def _end_stubborn(self) -> None:
+        for task in [task for task, end in self._stopping.items() if time.monotonic() >= end]:
+            del self._stopping[task]
+            ray.cancel(task.items, force=True)
 
     def poll(self, seconds: float) -> Iterator[tuple[CellTask, Item | Ended]]:
         """What the tasks tell; waits up to this long for the first of it. Ended is the last that a task tells.
 
         Talkative tasks do not hold the caller up: each is heard a bounded number of times.
         """
+        self._end_stubborn()
         ready = self._ready(seconds)
         for _ in range(ITEMS_PER_POLL):
             if not ready:
@@ -189,6 +173,7 @@ class Cluster:
                 yield task, heard
                 if isinstance(heard, Ended):
                     self._shares[self._tasks.pop(task.items).share] -= 1
+                    self._stopping.pop(task, None)
             ready = self._ready(0)
 
     def _ready(self, seconds: float) -> list[tuple[CellTask, bool]]:
@@ -232,70 +217,3 @@ def _hear(task: CellTask) -> Item | Ended:
         return Ended("crashed", str(error))
     except ray.exceptions.RayError as error:
         return Ended("error", str(error))
-
-
-def join(address: str) -> None:
-    """Make this process a driver of the Ray at ``address``; raises NoCluster."""
-    wait_for(address)  # ray.init itself would wait for two minutes, and then end the process
-    try:
-        with standard_error_without("InvalidAuthToken") as refusals:  # which Ray prints twenty times
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        has_token = not isinstance(error, ray.exceptions.AuthenticationError)
-        raise why_not(address, str(error), has_token=has_token, is_refused=bool(refusals)) from error
-
-
-@contextmanager
-def connect(settings: Settings) -> Iterator[Cluster]:
-    """A cluster: the one at ``settings.ray_address``, else a local one that ends with the context."""
-    if settings.ray_address is not None:
-        join(settings.ray_address)
-        try:
-            yield Cluster(settings)
-        finally:
-            ray.shutdown()
-        return
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    with _temporary_directory() as directory:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=settings.cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=settings.object_store_bytes,
-                _temp_dir=str(directory),
-                _system_config=LOCAL_SYSTEM,
-            )
-            yield Cluster(settings)
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _temporary_directory() -> Iterator[Path]:
-    """A directory for Ray's logs and sockets, removed in the end; those of dispatchers that were killed go too.
-
-    Not below the data directory: the path of a Unix socket has at most 107 characters.
-    """
-    for left in Path("/tmp").glob(f"{DIRECTORY_PREFIX}*"):
-        with suppress(OSError), _locked(left):  # whoever lives holds the lock
-            shutil.rmtree(left, ignore_errors=True)
-    directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir="/tmp"))
-    with _locked(directory):
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; raises OSError if another process does."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

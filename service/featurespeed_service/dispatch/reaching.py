@@ -10,21 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from featurespeed_service.opening import CannotStart
+
 WAIT_SECONDS = 60.0
 """How long a cluster may take to start, when it is started together with its dispatcher."""
 ADDRESS = re.compile(r"(?P<host>[^\s:/]+):(?P<port>\d{1,5})")
 
 
-class NoCluster(Exception):
-    """There is no Ray cluster for this process at the given address; the message is one line."""
-
-
 def wait_for(address: str, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until something listens at ``HOST:PORT``; ``auto`` is left to Ray. Raises NoCluster."""
+    """Wait until something listens at ``HOST:PORT``; ``auto`` is left to Ray. Raises CannotStart."""
     if address == "auto":
         return
     if not (found := ADDRESS.fullmatch(address)) or int(found["port"]) > 65535:
-        raise NoCluster(f"the address of a Ray cluster is HOST:PORT or auto (got {address!r})")
+        raise CannotStart(f"the address of a Ray cluster is HOST:PORT or auto (got {address!r})")
     end = time.monotonic() + seconds
     while True:
         try:
@@ -32,7 +30,7 @@ def wait_for(address: str, seconds: float = WAIT_SECONDS) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise NoCluster(f"no Ray at {address}: {error.strerror or error}") from None
+                raise CannotStart(f"no Ray at {address}: {error.strerror or error}") from None
             time.sleep(0.2)
 
 
@@ -63,13 +61,15 @@ def standard_error_without(words: str) -> Iterator[list[str]]:
         os.close(shown)
 
 
-def why_not(address: str, error: str, *, has_token: bool, is_refused: bool) -> NoCluster:
+def why_not(address: str, error: str, *, has_token: bool, is_refused: bool) -> CannotStart:
     """What to tell of a Ray that listens but cannot be joined."""
     if not has_token:
-        return NoCluster(
+        return CannotStart(
             f"no token for the Ray at {address}: it is in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH; "
             "with RAY_AUTH_MODE=disabled none is needed, if the Ray was started so"
         )
     if is_refused:
-        return NoCluster(f"the Ray at {address} refuses our token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH)")
-    return NoCluster(f"no Ray at {address}: {error.splitlines()[0]}")
+        return CannotStart(
+            f"the Ray at {address} refuses our token (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH)"
+        )
+    return CannotStart(f"no Ray at {address}: {error.splitlines()[0]}")

@@ -36,7 +36,6 @@ class RunningJob:
         self.dataset: SentDataset | None = None
         """Sent to the cluster with the first cell that is submitted."""
         self.done = dict(claim.cells)
-        self.waiting: deque[CellKey] = deque()
         self.tasks: dict[CellTask, CellKey] = {}
         self.new_cells: dict[CellKey, str] = {}
         self.new_measurements: list[str] = []
@@ -47,6 +46,7 @@ class RunningJob:
         self.is_complete = False
         self.outcome: str | JobError | None = None
         """The report or the error in which the job ends, until the store has it."""
+        self._waiting: deque[CellKey] = deque()
         self._crashes: Counter[CellKey] = Counter()
         self._engine = engine
         self._queued: set[CellKey] = set()  # waiting, running or done in this attempt
@@ -57,7 +57,7 @@ class RunningJob:
     def _advance(self) -> None:
         """Queue what has become possible."""
         ready = self._engine.next_cells(self.request, self.done)
-        self.waiting.extend(key for key in ready if key not in self._queued)
+        self._waiting.extend(key for key in ready if key not in self._queued)
         self._queued.update(ready)
         self.is_complete = not ready
 
@@ -73,7 +73,11 @@ class RunningJob:
     @property
     def has_waiting(self) -> bool:
         """Whether a cell can be submitted."""
-        return bool(self.waiting)
+        return bool(self._waiting)
+
+    def next_cell(self) -> CellKey:
+        """The cell that is submitted next; it waits no longer."""
+        return self._waiting.popleft()
 
     def start(self, key: CellKey, task: CellTask) -> None:
         """Note that a cell has started."""
@@ -98,7 +102,7 @@ class RunningJob:
     def crashed(self, key: CellKey) -> int:
         """Queue a cell again whose worker has died; how often that happened to it."""
         self._fractions.pop(key, None)
-        self.waiting.appendleft(key)
+        self._waiting.appendleft(key)
         self._crashes[key] += 1
         self._message = f"{key}: its worker died; again"
         self.changed = True
@@ -107,7 +111,7 @@ class RunningJob:
     def fail(self, error: JobError) -> None:
         """Let the job end with an error: nothing more of it is started."""
         self.outcome = self.outcome or error
-        self.waiting.clear()
+        self._waiting.clear()
 
     @property
     def progress(self) -> Progress:

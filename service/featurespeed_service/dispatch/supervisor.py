@@ -16,7 +16,7 @@ from featurespeed_service.settings import Settings
 
 log = logs.get(__name__)
 
-ALONE = (sys.executable, "-m", "featurespeed_service.dispatch.dispatcher")
+ALONE = (sys.executable, "-m", "featurespeed_service.dispatch")
 COMMAND = (*ALONE, "--exit-with-parent")
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 10.0

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from featurespeed.contract import Job, JobError, Status
+from featurespeed_service.job_errors import ATTEMPTS_EXHAUSTED
 from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
@@ -31,8 +32,6 @@ from featurespeed_service.store.interface import ClaimOrder, LeaseStore
 from featurespeed_service.store.records import Claim, Lease, News
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
-
-ATTEMPTS_EXHAUSTED = "attempts-exhausted"
 
 
 def _expired(now: int) -> ColumnElement[bool]:
