@@ -1,5 +1,6 @@
 """Event streams: many share one look at the database, outlive its absence, and are resumed without gap or repeat."""
 
+import asyncio
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from httpx_sse import EventSource
 from sqlalchemy.exc import OperationalError
 
 from featurespeed.contract import Progress
+from featurespeed_service.api.app import create_app
 from featurespeed_service.store.jobs import SqlJobStore
 from tests.service.conftest import Api
 from tests.service.service_process import wait_until
@@ -125,3 +127,36 @@ def assert_told_once(seen, undisturbed):
     assert numbers == sorted(set(numbers))
     kept = [event for event in seen if event[1] != "progress"]
     assert kept == [tuple(event) for event in undisturbed if event.event != "progress"]
+
+
+async def leave_while_an_event_is_sent(app, path):
+    """Ask for events as a client that reads slowly and hangs up in the middle of one."""
+    is_gone = asyncio.Event()
+    asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive():
+        if (first := next(asked, None)) is not None:
+            return first
+        await is_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message.get("body"):
+            await asyncio.sleep(0.05)
+            is_gone.set()
+            await asyncio.sleep(0.05)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [(b"host", b"localhost")]}
+    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http"}
+    await app(
+        scope | {"raw_path": path.encode(), "server": ("localhost", 80), "client": ("127.0.0.1", 1)}, receive, send
+    )
+
+
+def test_a_client_that_hangs_up_is_no_error(own, caplog):
+    job = submitted(own)
+    lease = claimed(own, job)
+    own.store.record(lease, progress=progress(0), measurements=["{}"] * 50)
+    app = create_app(own.settings, own.store)
+    asyncio.run(leave_while_an_event_is_sent(app, f"/v1/jobs/{job.id}/events"))
+    assert "request failed" not in caplog.text

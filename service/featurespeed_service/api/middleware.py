@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+from anyio import BrokenResourceError, ClosedResourceError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -89,7 +90,9 @@ class RequestMiddleware:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             pass  # in the middle of its body: nobody waits for an answer
-        except Exception:
+        except Exception as error:
+            if head and _says_that_nobody_reads(error):
+                return
             log.exception("request failed", request_id=request_id, method=_method(scope), path=scope["path"])
             if head:
                 raise  # the answer is cut off, which is all that can still be told
@@ -100,6 +103,14 @@ class RequestMiddleware:
         finally:
             _log_request(scope, head, time.perf_counter() - start)
             logs.request_scope.reset(token)
+
+
+def _says_that_nobody_reads(error: Exception) -> bool:
+    """Whether a stream of events ended with its client: FastAPI raises then, if an event was just on its way.
+
+    See https://github.com/fastapi/fastapi/pull/15824.
+    """
+    return isinstance(error, ExceptionGroup) and error.split((BrokenResourceError, ClosedResourceError))[1] is None
 
 
 def _method(scope: Scope) -> str:
