@@ -8,12 +8,16 @@ import threading
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from sqlalchemy import func, select
 
-from featurespeed_service.settings import Settings
+from featurespeed_service.settings import DAY_SECONDS, Settings
 from featurespeed_service.store import datasets as module
+from featurespeed_service.store.schema import dataset_chunks
 from featurespeed_service.store.sql import open_store
+from featurespeed_service.store.uploads import publish
 from featurespeed_workers import dataset_cache
 from featurespeed_workers.dataset_cache import cached_dataset
+from tests.service.specs import request
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,39 @@ def test_a_dataset_is_read_as_it_was_written_by_its_tenant_alone(store):
     assert mine.delete(sha256)
     assert not mine.delete(sha256)
     assert b"".join(other.read(other.find(sha256))) == data
+
+
+def test_datasets_that_nobody_uses_are_deleted(store, clock):
+    contents = [content(number) for number in range(4)]
+    for data, sha256 in contents:
+        store.datasets.add(sha256, "{}", io.BytesIO(data))
+    _, (_, uploaded), (_, named), (other_data, other) = contents
+    store.of_tenant("busy").datasets.add(other, "{}", io.BytesIO(other_data))
+    waits = store.of_tenant("busy").submit(request())
+    clock.advance(29.5 * DAY_SECONDS)
+    assert publish(store.datasets, uploaded, None) is False  # known: the file is not even opened
+    assert store.datasets.use(named).sha256 == named
+    clock.advance(1.4 * DAY_SECONDS)
+    assert store.prune_datasets(seconds=30 * DAY_SECONDS) == 0
+    clock.advance(0.2 * DAY_SECONDS)
+    assert [store.prune_datasets(seconds=30 * DAY_SECONDS, limit=1) for _ in range(3)] == [1, 1, 0]
+    left = [store.datasets.find(sha256) is not None for _, sha256 in contents]
+    assert left == [False, True, True, False]
+    assert store.of_tenant("busy").datasets.find(other)  # its job might need it
+    with store._database.reading() as connection:
+        assert connection.execute(select(func.count(dataset_chunks.c.upload.distinct()))).scalar() == 3
+    store.cancel(waits.id)
+    assert store.prune_datasets(seconds=30 * DAY_SECONDS) == 1
+
+
+def test_a_dataset_that_is_used_meanwhile_is_not_deleted(store, clock):
+    data, sha256 = content()
+    store.datasets.add(sha256, "{}", io.BytesIO(data))
+    clock.advance(40 * DAY_SECONDS)
+    (found,) = store.datasets.unused(30 * DAY_SECONDS, 10)
+    store.datasets.use(sha256)
+    assert not store.datasets.drop(found)
+    assert b"".join(store.datasets.read(store.datasets.find(sha256))) == data
 
 
 class Broken(io.BytesIO):

@@ -168,8 +168,16 @@ def test_housekeeping_does_one_batch_a_turn_and_comes_back_after_an_hour():
             calls.append("thin")
             return 0
 
+        def prune_datasets(self, **options):
+            calls.append("datasets")
+            return 0
+
         def forget_keys(self):
             calls.append("keys")
+            return 0
+
+        def drop_abandoned_uploads(self):
+            calls.append("uploads")
             return 0
 
     now = [0.0]
@@ -179,7 +187,7 @@ def test_housekeeping_does_one_batch_a_turn_and_comes_back_after_an_hour():
         before = len(calls)
         keeping.step()
         turns.append(calls[before:])
-    assert turns == [["prune"], ["prune"], ["prune", "thin", "keys"], [], []]
+    assert turns == [["prune"], ["prune"], ["prune", "datasets", "thin", "keys"], ["uploads"], []]
     now[0] = EVERY_SECONDS
     keeping.step()
-    assert calls[-3:] == ["prune", "thin", "keys"]
+    assert calls[-4:] == ["prune", "datasets", "thin", "keys"]

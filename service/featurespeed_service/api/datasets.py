@@ -42,7 +42,7 @@ class DatasetLibrary:
         """Check that the dataset of a request is here and fits it; raises SpecError."""
         if not isinstance(request.data, Dataset):
             return
-        found = self._store.find(request.data.sha256)
+        found = self._store.use(request.data.sha256)
         if found is None:
             bound = "no such dataset here; send it with PUT /v1/datasets/{sha256} first"
             raise SpecError([FieldError(field="data.sha256", value=request.data.sha256, bound=bound)])

@@ -41,9 +41,15 @@ class Housekeeping:
 
     def _batches(self) -> Iterator[None]:
         if self._seconds:  # else they are kept for ever
-            yield from self._repeat("deleted", lambda: self._store.prune(seconds=self._seconds, limit=BATCH))
-        yield from self._repeat("thinned", lambda: self._store.thin(seconds=THIN_AFTER_SECONDS, limit=BATCH))
+            deleted = "deleted %d jobs that ended long ago"
+            yield from self._repeat(deleted, lambda: self._store.prune(seconds=self._seconds, limit=BATCH))
+            unused = "deleted %d datasets that were used long ago"
+            yield from self._repeat(unused, lambda: self._store.prune_datasets(seconds=self._seconds, limit=1))
+        thinned = "thinned %d jobs that ended long ago"
+        yield from self._repeat(thinned, lambda: self._store.thin(seconds=THIN_AFTER_SECONDS, limit=BATCH))
         self._store.forget_keys()
+        yield
+        self._store.drop_abandoned_uploads()
 
     def _repeat(self, what: str, batch: Callable[[], int]) -> Iterator[None]:
         total = 0
@@ -51,4 +57,4 @@ class Housekeeping:
             total += done
             yield
         if total:
-            log.info("%s %d jobs that ended long ago", what, total)
+            log.info(what, total)

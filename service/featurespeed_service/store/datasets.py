@@ -9,16 +9,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Select, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from featurespeed_service.store.database import Database
-from featurespeed_service.store.schema import LOCAL_TENANT, dataset_chunks, datasets
+from featurespeed_service.store.schema import LOCAL_TENANT, dataset_chunks, datasets, jobs
 
 CHUNK_BYTES = 2 * 2**20
 """About a hundredth of a second of SQLite's write lock."""
+DAY = 86_400 * 1_000_000
+"""Microseconds. A use is noted only if the last one was so long ago: not every job writes."""
 ABANDONED_SECONDS = 3600.0
 """Chunks of an upload that is older than this and shows no dataset belong to nobody."""
 
@@ -32,6 +34,7 @@ class StoredDataset:
     size: int
     facts: str
     upload: str
+    used_at: int
 
 
 class DatasetStore:
@@ -43,7 +46,6 @@ class DatasetStore:
 
     def add(self, sha256: str, facts: str, content: BinaryIO) -> bool:
         """Store a file that has this SHA-256 and has passed its checks; whether it is new."""
-        self.drop_abandoned()
         if self.find(sha256) is not None:
             return False
         upload = secrets.token_hex(16)
@@ -53,10 +55,11 @@ class DatasetStore:
             values = {"upload": upload, "number": number, "created_at": self._database.clock(), "data": piece}
             with self._database.writing() as connection:
                 connection.execute(insert(dataset_chunks).values(values))
-        values = {"tenant": self._tenant, "sha256": sha256, "size": size, "facts": facts, "upload": upload}
+        now = self._database.clock()
+        row = StoredDataset(self._tenant, sha256, size, facts, upload, used_at=now)
         try:
             with self._database.writing() as connection:
-                connection.execute(insert(datasets).values(created_at=self._database.clock(), **values))
+                connection.execute(insert(datasets).values(created_at=now, **vars(row)))
         except IntegrityError:  # the same one at the same time: the other upload was first
             self._drop([upload])
             return False
@@ -64,11 +67,21 @@ class DatasetStore:
 
     def find(self, sha256: str) -> StoredDataset | None:
         """The dataset, without its content."""
-        columns = [datasets.c[name] for name in StoredDataset.__dataclass_fields__]
-        query = select(*columns).where(datasets.c.tenant == self._tenant, datasets.c.sha256 == sha256)
+        query = _select().where(datasets.c.tenant == self._tenant, datasets.c.sha256 == sha256)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().one_or_none()
         return StoredDataset(**row) if row is not None else None
+
+    def use(self, sha256: str) -> StoredDataset | None:
+        """The dataset, which from now on is kept for as long as one that is new."""
+        found, now = self.find(sha256), self._database.clock()
+        if found is None or found.used_at > now - DAY:
+            return found
+        with self._database.writing() as connection:
+            is_there = connection.execute(
+                update(datasets).where(datasets.c.upload == found.upload).values(used_at=now)
+            ).rowcount
+        return found if is_there else None
 
     def read(self, dataset: StoredDataset) -> Iterator[bytes]:
         """The content in pieces of at most CHUNK_BYTES, each read for itself; raises LookupError if it is gone."""
@@ -85,12 +98,28 @@ class DatasetStore:
     def delete(self, sha256: str) -> bool:
         """Remove a dataset; whether it was there."""
         found = self.find(sha256)
-        if found is None:
-            return False
+        return found is not None and self.drop(found)
+
+    def drop(self, dataset: StoredDataset) -> bool:
+        """Remove a dataset unless it was used since this was read; whether it was removed."""
+        same = (datasets.c.upload == dataset.upload, datasets.c.used_at == dataset.used_at)
         with self._database.writing() as connection:
-            connection.execute(delete(datasets).where(datasets.c.upload == found.upload))
-        self._drop([found.upload])
+            if connection.execute(delete(datasets).where(*same)).rowcount == 0:
+                return False
+        self._drop([dataset.upload])
         return True
+
+    def unused(self, seconds: float, limit: int) -> list[StoredDataset]:
+        """Datasets of any tenant that nobody has used for so long and a day, and that no job waits for."""
+        before = self._database.clock() - round(seconds * 1e6)
+        waits = exists().where(
+            jobs.c.tenant == datasets.c.tenant,
+            jobs.c.status.in_(("queued", "running")),
+            jobs.c.created_at <= before,  # a younger one has noted its use
+        )
+        query = _select().where(datasets.c.used_at <= before - DAY, ~waits).order_by(datasets.c.used_at).limit(limit)
+        with self._database.reading() as connection:
+            return [StoredDataset(**row) for row in connection.execute(query).mappings()]
 
     def drop_abandoned(self, older_seconds: float = ABANDONED_SECONDS) -> int:
         """Remove what uploads of any tenant that were broken off have left; how many uploads that were."""
@@ -107,3 +136,7 @@ class DatasetStore:
         for upload in uploads:
             with self._database.writing() as connection:
                 connection.execute(delete(dataset_chunks).where(dataset_chunks.c.upload == upload))
+
+
+def _select() -> Select[Any]:
+    return select(*(datasets.c[name] for name in StoredDataset.__dataclass_fields__))

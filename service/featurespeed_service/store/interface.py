@@ -193,6 +193,14 @@ class RetentionStore(ABC):
         """
 
     @abstractmethod
+    def prune_datasets(self, *, seconds: float, limit: int = 10) -> int:
+        """Remove datasets that neither an upload nor a job has used for so long and a day; how many."""
+
+    @abstractmethod
+    def drop_abandoned_uploads(self) -> int:
+        """Remove what uploads have left that were broken off; how many."""
+
+    @abstractmethod
     def forget_keys(self) -> int:
         """Remove the idempotency keys of deleted jobs that nobody sends any more; how many."""
 

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, sel
 
 from featurespeed.contract import TERMINAL, Status
 from featurespeed_service.store.database import Database
+from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_service.store.interface import RetentionStore
 from featurespeed_service.store.schema import cells, events, idempotency_keys, jobs
 
@@ -62,6 +63,13 @@ class SqlRetention(RetentionStore):
                 succeeded = [row.id for row in found if row.status == "succeeded"]
                 connection.execute(delete(cells).where(cells.c.job_id.in_(succeeded)))
         return len(ids)
+
+    def prune_datasets(self, *, seconds: float, limit: int = 10) -> int:
+        stored = DatasetStore(self._database)
+        return sum(stored.drop(found) for found in stored.unused(seconds, limit))
+
+    def drop_abandoned_uploads(self) -> int:
+        return DatasetStore(self._database).drop_abandoned()
 
     def forget_keys(self) -> int:
         with self._database.writing() as connection:

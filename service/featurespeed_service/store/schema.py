@@ -125,6 +125,7 @@ datasets = Table(
     Column("facts", Text, nullable=False),  # what its checks found: JSON
     Column("upload", String(32), nullable=False, unique=True),  # whose chunks are its content
     Column("created_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=False),  # by an upload or a job, last; to the day
 )
 
 dataset_chunks = Table(

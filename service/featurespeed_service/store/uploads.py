@@ -20,7 +20,7 @@ FACTS = TypeAdapter(DatasetInfo)
 
 def publish(store: DatasetStore, sha256: str, path: Path) -> bool:
     """Check a file that has this SHA-256 and store it; whether it is new. Raises SpecError if it is no dataset."""
-    if store.find(sha256) is not None:
+    if store.use(sha256) is not None:
         return False
     facts = FACTS.dump_json(check_dataset(path)).decode()
     with path.open("rb") as content:

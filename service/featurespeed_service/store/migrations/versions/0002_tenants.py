@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("facts", sa.Text, nullable=False),
         sa.Column("upload", sa.String(32), nullable=False, unique=True),
         sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("used_at", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "dataset_chunks",
