@@ -3,6 +3,7 @@
 import random
 import time
 
+import psutil
 import pytest
 
 from featurespeed_service.store.database import Database
@@ -57,6 +58,28 @@ def test_random_kills_lose_nothing(full, report, database_url, tmp_path):
     report.row("No accepted job is lost, one right result", f"{kills} kills, {jobs} jobs, {kind}: 0", len(found))
     assert found == []
     assert count == len(set(ids)) == jobs
+
+
+@pytest.mark.parametrize("what", ["raylet", "gcs"])
+def test_what_dies_while_nothing_runs_is_noticed(full, report, tmp_path, what):
+    """Nothing is submitted until another dispatcher has started: no task is there to tell of the death."""
+    if not full and what != "raylet":
+        pytest.skip("make chaos")
+    with ServiceProcess(tmp_path, cpus=1, node_wait_seconds=1) as service:
+        assert service.wait(service.submit(0))["status"] == "succeeded"
+        victim, before = part(service, what), service.dispatcher().pid
+        victim.kill()
+        start = time.monotonic()
+
+        def others():
+            try:
+                return service.dispatcher().pid != before
+            except (StopIteration, psutil.Error):
+                return False
+
+        wait_until(others, 2 * BOUNDS[what], "another dispatcher")
+        report.row(f"Death of an idle {what} noticed", f"≤ {BOUNDS[what]} s", f"{time.monotonic() - start:.1f} s")
+        assert service.wait(service.submit(1))["status"] == "succeeded"
 
 
 BOUNDS = {"worker": 5, "dispatcher": 45, "raylet": 60, "gcs": 120}

@@ -29,14 +29,15 @@ TURN_CELLS = 36
 """A small job ends before large ones of earlier have finished so many cells more."""
 
 
+THREE = {"num_cpus": 1}, {"num_cpus": 1}, {"num_cpus": 2, "num_gpus": 2}
+
+
 class Nodes:
     """The cluster."""
 
-    def __init__(self, ray):
+    def __init__(self, ray, *resources):
         self.ray = ray
-        self.head, self.other, self.with_gpus = (
-            ray.add(**resources) for resources in ({"num_cpus": 1}, {"num_cpus": 1}, {"num_cpus": 2, "num_gpus": 2})
-        )
+        self.ids = [ray.add(**node) for node in resources]
 
     def environment(self, directory, **settings):
         chosen = {"engine": "stand_in", "data_dir": directory, "ray_address": self.ray.address} | settings
@@ -94,7 +95,9 @@ class Dispatcher:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     with RayNodes("a1" * 32, tmp_path_factory.mktemp("ray")) as ray:
-        yield Nodes(ray)
+        nodes = Nodes(ray, *THREE)
+        nodes.head, nodes.other, nodes.with_gpus = nodes.ids
+        yield nodes
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +187,19 @@ def test_large_jobs_hold_up_no_small_one_whoever_it_is_of(on_cpus, report):
         for job_id in held:
             on_cpus.store.of_tenant("a").cancel(job_id)
     assert {on_cpus.end_of(job_id, "a").status for job_id in held} == {"cancelled"}
+
+
+def test_jobs_wait_in_the_queue_while_no_node_computes(tmp_path):
+    """As where workers start after the head: what no node holds yet fails no job, nor is it claimed."""
+    (tmp_path / "ray").mkdir()
+    with RayNodes("c3" * 32, tmp_path / "ray") as ray:
+        nodes = Nodes(ray, {"num_cpus": 0})
+        with Dispatcher(tmp_path, nodes, node_wait_seconds=0.2) as dispatcher:
+            asked = request(5)
+            job_id = dispatcher.submit(asked)
+            wait_until(lambda: dispatcher.store.last_heartbeat() is not None, 60, "the dispatcher")
+            time.sleep(2)
+            assert dispatcher.store.get(job_id).status == "queued"
+            node = ray.add(num_cpus=1)
+            assert {place[0] for place in dispatcher.run(request(6))} == {node}
+            assert dispatcher.end_of(job_id).status == "succeeded"

@@ -71,18 +71,24 @@ class Cluster:
         self.capacity = self._look()
 
     def refresh(self) -> None:
-        """Look at the nodes again, and at the memory of their GPUs as far as warm workers have told it."""
+        """Look at the nodes again, and at the memory of their GPUs as far as warm workers have told it.
+
+        Raises ClusterLost if our own is not among them: it died while nothing of ours ran.
+        """
         self._learn()
         self.capacity = self._look()
 
     def _look(self) -> Capacity:
-        nodes = tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in _nodes())
+        living = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        if ray.get_runtime_context().get_node_id() not in living:
+            raise ClusterLost("the local raylet has died")
+        nodes = tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in living.values())
         return Capacity(nodes, self._gpu_bytes, self._settings.gpus_per_cell)
 
     @property
     def slots(self) -> int:
-        """How many cells may be with the cluster at once, as it is now; at least one."""
-        return max(1, self.capacity.most + self._surplus)
+        """How many cells may be with the cluster at once, as it is now."""
+        return self.capacity.most + self._surplus
 
     @property
     def _surplus(self) -> int:
@@ -184,11 +190,6 @@ class Cluster:
             return []
         ready, _ = ray.wait(list(awaited), num_returns=1 if seconds else len(awaited), timeout=seconds)
         return [(task := awaited[one], task.is_cancelled) for one in ready]
-
-
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each living node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _told(reference: Any) -> int | None:

@@ -99,13 +99,18 @@ class Dispatcher:
             self._done("renew", self._settings.lease_seconds / 3)
 
     def _claim(self) -> None:
-        self._jobs.claim(self._claim_order)
+        if self._cluster.slots > 0:  # else jobs stay in the queue, for a dispatcher that has nodes
+            self._jobs.claim(self._claim_order)
 
     def _claim_order(self, waiting: Collection[str]) -> list[tuple[str, int | None]]:
         return claim_order(waiting, held_by_tenant(self._jobs), self._cluster.slots)
 
     def _submit(self) -> None:
         """Fill the cluster in turn (``fair_share.py``); a cell that has no room yet keeps others from taking it."""
+        if self._cluster.slots == 0:  # no job's fault: all wait
+            for job in self._jobs:
+                job.say("waits for a node of the cluster")
+            return
         for job in in_turn([job for job in self._jobs if self._fits(job)]):
             share = self._cluster.capacity.share(job.memory_bytes)
             if not self._cluster.has_room(share):

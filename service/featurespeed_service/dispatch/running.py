@@ -99,6 +99,11 @@ class RunningJob:
             self._fractions[key] = min(1.0, max(0.0, told.fraction))
             self._message = f"{key}: {told.message}"
 
+    def say(self, message: str) -> None:
+        """Tell whoever watches the job why nothing is computed."""
+        if message != self._message:
+            self._message, self.changed = message, True
+
     def crashed(self, key: CellKey) -> int:
         """Queue a cell again whose worker has died; how often that happened to it."""
         self._fractions.pop(key, None)
