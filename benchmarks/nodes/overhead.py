@@ -15,7 +15,6 @@ from benchmarks.nodes import trivial
 from featurespeed_service.dispatch.cluster import Cluster
 from featurespeed_service.dispatch.connecting import connect
 from featurespeed_service.dispatch.dispatcher import Dispatcher
-from featurespeed_service.dispatch.process import SignsOfLife
 from featurespeed_service.opening import opened
 from featurespeed_service.settings import Settings
 from featurespeed_workers.ray_tasks import CellCall, Item
@@ -58,7 +57,7 @@ def _dispatched(cluster: Cluster, settings: Settings, cells: int) -> None:
     with closing(opened(settings)) as store:
         for number in range(jobs):
             store.submit(trivial.spec(number, CELLS_PER_JOB))
-        Dispatcher(store, cluster, settings, trivial.Counting(jobs, stop)).run(stop, SignsOfLife(None))
+        Dispatcher(store, cluster, settings, trivial.Counting(jobs, stop)).run(stop)
     while cluster.running:  # the last reports are there, but not all tasks have told that they ended
         list(cluster.poll(1))
 

@@ -1,4 +1,4 @@
-"""``featurespeed jobs prune``: the retention policy by hand, on the database itself."""
+"""``featurespeed jobs prune``: ended jobs are deleted by hand, on the database itself."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -23,6 +24,9 @@ from featurespeed_service.opening import CannotStart, opened, refuse, settings_o
 
 GRACE_SECONDS = 2
 """How long requests may go on after the service was told to stop."""
+LAST_SECONDS = 9.0
+"""The process ends within this, though a thread of it may wait longer for the database; what it waits to write, nobody
+was told that it is written."""
 
 
 def serve(
@@ -110,6 +114,9 @@ class _Server(uvicorn.Server):
         if self._supervisor is not None:
             self._supervisor.begin_stop()
         self._context.stopping.set()
+        last = threading.Timer(LAST_SECONDS, os._exit, [0])
+        last.daemon = True
+        last.start()
         super().handle_exit(sig, frame)
 
 

@@ -40,8 +40,8 @@ def test_a_dataset_is_read_as_it_was_written_by_its_tenant_alone(store):
     assert (b"".join(pieces), max(map(len, pieces))) == (data, 1000)
     assert other.find(sha256) is None
     assert other.add(sha256, "{}", io.BytesIO(data))
-    assert mine.delete(sha256)
-    assert not mine.delete(sha256)
+    assert mine.drop(found)
+    assert not mine.drop(found)
     assert b"".join(other.read(other.find(sha256))) == data
 
 
@@ -62,8 +62,8 @@ def test_datasets_that_nobody_uses_are_deleted(store, clock):
     left = [store.datasets.find(sha256) is not None for _, sha256 in contents]
     assert left == [False, True, True, False]
     assert store.of_tenant("busy").datasets.find(other)  # its job might need it
-    with store._database.reading() as connection:
-        assert connection.execute(select(func.count(dataset_chunks.c.upload.distinct()))).scalar() == 3
+    assert [store.drop_orphans() for _ in range(4)] == [4, 4, 2, 0]
+    assert chunks_of(store) == 3 * 5
     store.cancel(waits.id)
     assert store.prune_datasets(seconds=30 * DAY_SECONDS) == 1
 
@@ -76,6 +76,11 @@ def test_a_dataset_that_is_used_meanwhile_is_not_deleted(store, clock):
     store.datasets.use(sha256)
     assert not store.datasets.drop(found)
     assert b"".join(store.datasets.read(store.datasets.find(sha256))) == data
+
+
+def chunks_of(store):
+    with store._database.reading() as connection:
+        return connection.execute(select(func.count()).select_from(dataset_chunks)).scalar()
 
 
 class Broken(io.BytesIO):
@@ -94,14 +99,13 @@ def test_an_upload_that_breaks_off_shows_nothing_and_is_cleaned_up(store, clock)
     assert store.datasets.find(sha256) is None
     assert store.datasets.add(sha256, "{}", io.BytesIO(data))
     clock.advance(3599)
-    assert store.datasets.drop_abandoned() == 0  # it might still be at it
+    assert store.drop_orphans() == 0  # it might still be at it
     clock.advance(2)
-    assert store.datasets.drop_abandoned() == 1
-    assert store.datasets.drop_abandoned() == 0
+    assert [store.drop_orphans() for _ in range(2)] == [2, 0]
     assert b"".join(store.datasets.read(store.datasets.find(sha256))) == data
 
 
-def test_the_same_dataset_from_many_at_once_is_stored_once(store):
+def test_the_same_dataset_from_many_at_once_is_stored_once(store, clock):
     data, sha256 = content(size=20_000)
     barrier, new, faults = threading.Barrier(4), [], []
 
@@ -119,7 +123,12 @@ def test_the_same_dataset_from_many_at_once_is_stored_once(store):
         thread.join()
     assert (sorted(new), faults) == ([False, False, False, True], [])
     assert b"".join(store.datasets.read(store.datasets.find(sha256))) == data
-    assert store.datasets.drop_abandoned(-3600) == 0  # the losers have cleaned up
+    assert store.drop_orphans() == 0
+    clock.advance(3601)
+    while store.drop_orphans():  # what the losers have left
+        pass
+    assert b"".join(store.datasets.read(store.datasets.find(sha256))) == data
+    assert chunks_of(store) == 20
 
 
 def test_uploads_of_before_are_moved_into_the_database(tmp_path):

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from httpx_sse import EventSource
@@ -12,6 +13,9 @@ from sqlalchemy.exc import OperationalError
 
 from featurespeed.contract import Progress
 from featurespeed_service.api.app import create_app
+from featurespeed_service.api.routes import events
+from featurespeed_service.api.watching import Watch
+from featurespeed_service.store.errors import StoreUnavailable
 from featurespeed_service.store.jobs import SqlJobStore
 from tests.service.conftest import Api
 from tests.service.service_process import wait_until
@@ -160,3 +164,22 @@ def test_a_client_that_hangs_up_is_no_error(own, caplog):
     app = create_app(own.settings, own.store)
     asyncio.run(leave_while_an_event_is_sent(app, f"/v1/jobs/{job.id}/events"))
     assert "request failed" not in caplog.text
+
+
+def test_news_are_not_forgotten_while_the_key_cannot_be_asked_about(monkeypatch):
+    """What a watch tells it tells once: also if the database is away just then."""
+    monkeypatch.setattr(events, "RECHECK_SECONDS", 0.01)
+    asked = []
+
+    async def recheck():
+        asked.append(1)
+        if len(asked) == 1:
+            raise StoreUnavailable("away")
+
+    async def news():
+        watch = Watch()
+        watch.tell(7)
+        return await asyncio.wait_for(events._news(watch, SimpleNamespace(recheck=recheck)), 5)
+
+    assert asyncio.run(news()) is True
+    assert len(asked) == 2

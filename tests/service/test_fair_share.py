@@ -91,6 +91,14 @@ def test_shares_of_a_gpu(gib, per_cell, gpu_gib, share):
     assert capacity.lack(share, round(gib * GIB)) is None
 
 
+def test_cells_ask_for_gpus_that_an_autoscaler_may_bring():
+    none = Capacity((Node(4),), gpu_bytes=15 * GIB, gpus_may_come=True)
+    assert none.share(GIB) == Share(0.1, 0.1)
+    assert Capacity((Node(4),), gpu_bytes=15 * GIB).share(GIB) == Share()
+    assert Capacity((), gpus_per_cell=0.25, gpus_may_come=True).share(GIB) == Share(0.25, 0.25)
+    assert Capacity((), gpus_per_cell=0, gpus_may_come=True).share(GIB) == Share()
+
+
 def test_slots_count_nodes_one_by_one():
     capacity = Capacity((Node(4, 1), Node(4, 1), Node(3)), None, 0.4)
     assert capacity.slots(capacity.share(0)) == 4  # two a GPU, though 2 / 0.4 = 5

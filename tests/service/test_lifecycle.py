@@ -1,21 +1,28 @@
 """Processes that die, are ended, and come back."""
 
+import hashlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import save
 
 from featurespeed.contract import Report
 from featurespeed_workers import local, stages
 from tests.service import stand_in
 from tests.service.service_process import ServiceProcess, wait_until
-from tests.service.specs import request
+from tests.service.specs import request, spec
 from tests.service.sse import read_events
 
 SLOW = {"seeds": (0, 1, 2), "steps": 60}
@@ -219,3 +226,45 @@ print(sorted({{"ray", "torch"}} & set(sys.modules)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (found.stdout, found.returncode) == ("[]\n", 0), found.stderr
+
+
+def test_a_fault_in_one_dataset_fails_its_job_alone(tmp_path):
+    """A piece is missing in the database; the other job's attempt is its first."""
+    content = save({"inputs": np.ones((4, 8), np.float32), "targets": np.ones((4, 2), np.float32)})
+    sha256 = hashlib.sha256(content).hexdigest()
+    with ServiceProcess(tmp_path, cpus=1) as service:
+        other = service.submit(5, **SLOW)
+        assert service.http.put(f"/v1/datasets/{sha256}", content=content).status_code == 201
+        with closing(sqlite3.connect(service.database)) as connection, connection:
+            connection.execute("DELETE FROM dataset_chunks")
+        job = service.wait(service.submit(6, data={"kind": "dataset", "sha256": sha256, "batch_size": 4}))
+        assert (job["status"], job["error"]["type"]) == ("failed", "internal-error")
+        assert "reference" in job["error"]["detail"]
+        ended = service.wait(other)
+        assert (ended["status"], ended["attempt"]) == ("succeeded", 1)
+
+
+def test_a_stop_does_not_wait_for_a_locked_database(tmp_path):
+    with ServiceProcess(tmp_path, cpus=1) as service, ThreadPoolExecutor(1) as pool:
+        service.wait_ready()
+        with closing(sqlite3.connect(service.database)) as locked:
+            locked.execute("BEGIN IMMEDIATE")
+            waiting = pool.submit(service.http.post, "/v1/jobs", json=spec(1))
+            time.sleep(1)
+            start = time.monotonic()
+            service.process.terminate()
+            assert service.process.wait(20) == 0
+            assert time.monotonic() - start <= 10
+        assert waiting.result(20).status_code == 503
+
+
+def test_a_dispatcher_that_waits_for_its_ray_can_be_stopped(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "featurespeed", "dispatcher", "--ray-address", address]
+    command += ["--data-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert "waiting for the Ray at" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(5) == 0

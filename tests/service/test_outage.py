@@ -1,11 +1,13 @@
 """The database goes away and comes back: what the store raises, and what the API says."""
 
+import errno
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from httpx_sse import EventSource
 
+from featurespeed_service.dispatch.outage import Outage
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.errors import StoreFull, StoreUnavailable
@@ -48,6 +50,21 @@ def test_a_transaction_that_is_cut_off_is_unavailable(mortal):
     with pytest.raises(StoreUnavailable), database.reading() as connection:
         connection.exec_driver_sql("SET statement_timeout = 10; SELECT pg_sleep(5)")
     database.close()
+
+
+def test_a_server_that_became_read_only_is_unavailable(mortal):
+    """As the old primary after a failover."""
+    url = mortal.new_database()
+    database = Database(url)
+    name = url.rsplit("/", 1)[1]
+    with database.writing() as connection:
+        connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    database.close()
+    database = Database(url)
+    store = SqlStore(database)
+    with pytest.raises(StoreUnavailable, match="read-only"):
+        store.submit(request())
+    store.close()
 
 
 def test_a_full_disk_and_a_locked_file_of_sqlite(tmp_path, monkeypatch):
@@ -125,3 +142,23 @@ def test_sqlite_in_memory_is_refused():
     with pytest.raises(ValueError, match="sqlite:///FILE"):
         Database("sqlite://")
     assert Settings().max_crashes == 3
+
+
+def test_signs_of_life_are_given_before_every_call_that_may_wait():
+    told = []
+    outage = Outage(lambda: told.append("alive"))
+    outage.ask(lambda: told.append("first"), lambda: told.append("second"))
+    with outage.noticed():
+        told.append("third")
+    assert all(told[told.index(call) - 1] == "alive" for call in ("first", "second", "third"))
+
+
+def test_a_disk_that_fills_up_under_an_upload_is_507(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("featurespeed_service.api.datasets.tempfile.NamedTemporaryFile", full)
+    with Api(tmp_path / "api") as api:
+        answer = api.http.put(f"/v1/datasets/{'0' * 64}", content=b"x")
+    assert answer.status_code == 507
+    assert answer.json()["type"].endswith(":insufficient-storage")

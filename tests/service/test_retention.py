@@ -8,7 +8,13 @@ import sqlalchemy as sa
 from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.housekeeping import EVERY_SECONDS, Housekeeping
 from featurespeed_service.settings import DAY_SECONDS, Settings
-from featurespeed_service.store.errors import IdempotencyConflict, JobNotFound, KeyOfDeletedJob, WrongStatus
+from featurespeed_service.store.errors import (
+    IdempotencyConflict,
+    JobNotFound,
+    KeyOfDeletedJob,
+    StoreUnavailable,
+    WrongStatus,
+)
 from featurespeed_service.store.retention import KEY_SECONDS
 from tests.service.specs import request
 
@@ -176,18 +182,44 @@ def test_housekeeping_does_one_batch_a_turn_and_comes_back_after_an_hour():
             calls.append("keys")
             return 0
 
-        def drop_abandoned_uploads(self):
-            calls.append("uploads")
+        def drop_orphans(self):
+            calls.append("orphans")
             return 0
 
     now = [0.0]
     keeping = Housekeeping(Counting(), Settings(retention_days=1), lambda: now[0])
-    turns = []
-    for _ in range(5):
-        before = len(calls)
+    for number in range(1, 9):
         keeping.step()
-        turns.append(calls[before:])
-    assert turns == [["prune"], ["prune"], ["prune", "datasets", "thin", "keys"], ["uploads"], []]
+        assert len(calls) == min(number, 7)
+    assert calls == ["prune", "prune", "prune", "datasets", "thin", "keys", "orphans"]
     now[0] = EVERY_SECONDS
     keeping.step()
-    assert calls[-4:] == ["prune", "datasets", "thin", "keys"]
+    assert calls[7:] == ["prune"]
+
+
+def test_housekeeping_goes_on_where_the_database_was_away_and_past_what_fails(caplog):
+    calls = []
+
+    class Failing:
+        def prune(self, **options):
+            calls.append("prune")
+            if len(calls) == 1:
+                raise StoreUnavailable("away")
+            return 0
+
+        def prune_datasets(self, **options):
+            raise RuntimeError("a fault in a statement")
+
+        def thin(self, **options):
+            calls.append("thin")
+            return 0
+
+        forget_keys = drop_orphans = thin
+
+    keeping = Housekeeping(Failing(), Settings(retention_days=1), lambda: 0.0)
+    with pytest.raises(StoreUnavailable):
+        keeping.step()
+    for _ in range(3):
+        keeping.step()
+    assert calls == ["prune", "prune", "thin"]
+    assert "a fault in a statement" in caplog.text

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 
 from featurespeed.contract import Job, JobError, Progress
 from featurespeed_service.store.database import Database
@@ -15,7 +16,8 @@ from featurespeed_service.store.errors import (
     LeaseLost,
     WrongStatus,
 )
-from featurespeed_service.store.records import TRANSITIONS, Lease
+from featurespeed_service.store.records import TRANSITIONS, Lease, News
+from featurespeed_service.store.schema import dispatchers
 from featurespeed_service.store.sql import SqlStore
 from tests.service.conftest import LEASE_SECONDS
 from tests.service.specs import request
@@ -337,3 +339,22 @@ def test_tenants_do_not_see_each_other(store):
     assert job.id not in [job.id for job in theirs.page().jobs]
     assert (ours.counts()["queued"], store.counts()["queued"]) == (1, 2)
     assert ours.get(job.id).status == "queued"
+
+
+def test_news_whose_acknowledgement_was_lost_is_told_once(store):
+    job = store.submit(request())
+    lease = store.claim("d").lease
+    first = News(job.progress, {"seed 0": "1"}, ("[1]", "[2]"))
+    store.record_all({lease: first})
+    again = News(job.progress, {"seed 0": "1"}, ("[1]", "[2]", "[3]"), in_doubt=True)
+    store.record_all({lease: again})
+    told = [event.data for event in store.events(job.id) if event.type == "measurement"]
+    assert told == ["[1]", "[2]", "[3]"]
+
+
+def test_a_dispatcher_that_died_long_ago_is_forgotten(store, clock):
+    store.beat("dead")
+    clock.advance(86_401)
+    store.beat("alive")
+    with store._database.reading() as connection:
+        assert connection.execute(select(dispatchers.c.id)).scalars().all() == ["alive"]

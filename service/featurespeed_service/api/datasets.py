@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
@@ -12,8 +14,19 @@ from fastapi.concurrency import run_in_threadpool
 from featurespeed.contract import Dataset, FieldError, JobRequest, SpecError
 from featurespeed_service.api.problems import InvalidField
 from featurespeed_service.store.datasets import DatasetStore
-from featurespeed_service.store.uploads import FACTS, publish
+from featurespeed_service.store.errors import StoreFull
+from featurespeed_service.store.uploads import FACTS, UPLOAD_PREFIX, publish
 from featurespeed_workers.dataset_files import check_fits
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no room for the upload: {error.strerror}") from error
+        raise
 
 
 class DatasetLibrary:
@@ -26,10 +39,10 @@ class DatasetLibrary:
     async def add(self, sha256: str, body: AsyncIterator[bytes]) -> bool:
         """Store a file; whether it is new. Never shows a partial file, also not after a crash.
 
-        Raises InvalidField if the body has another digest, SpecError if it is no dataset.
+        Raises InvalidField if the body has another digest, SpecError if it is no dataset, StoreFull.
         """
         digest = hashlib.sha256()
-        with tempfile.NamedTemporaryFile(prefix="upload-", dir=self._directory) as upload:
+        with _full_disk_told(), tempfile.NamedTemporaryFile(prefix=UPLOAD_PREFIX, dir=self._directory) as upload:
             async for piece in body:
                 digest.update(piece)
                 upload.write(piece)

@@ -14,6 +14,7 @@ from featurespeed_service.dispatch.cluster import Cluster, ClusterLost
 from featurespeed_service.dispatch.connecting import connect
 from featurespeed_service.dispatch.dispatcher import Dispatcher
 from featurespeed_service.dispatch.process import SignsOfLife, stop_on_signals, stop_with_parent, wait_for_store
+from featurespeed_service.dispatch.reaching import wait_for
 from featurespeed_service.opening import CannotStart, opened, refuse, settings_of
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.interface import Store
@@ -44,7 +45,11 @@ def main() -> int:
         logs.configure("dispatcher", settings)
         traces = telemetry.start("dispatcher", settings)
         if arguments.exit_with_parent:  # it was reached before: the supervisor's process has opened it
-            wait_for_store(settings, stop, signs)
+            wait_for_store(settings, stop)
+        if settings.ray_address is not None:
+            wait_for(settings.ray_address, stop)  # ray.init itself would wait for two minutes, and then end the process
+        if stop.is_set():
+            return 0
         with closing(traces), closing(opened(settings)) as store, connect(settings) as cluster:
             _work(store, cluster, settings, stop, signs, traces)
     except CannotStart as error:
@@ -58,13 +63,14 @@ def _work(
     stop_on_signals(stop)  # ray.init has replaced the handlers
     logs.adopt()  # and brought its own for its log
     logs.catch_printed()  # Ray prints what raylets report
-    warm = cluster.warm_up()
-    engine = load_engine(settings.engine)
-    end = time.monotonic() + WARM_UP_SECONDS
-    while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
-        signs.give()
+    signs.give()
     try:
-        Dispatcher(store, cluster, settings, engine, traces).run(stop, signs)  # gives its jobs back, whatever happens
+        warm = cluster.warm_up()
+        engine = load_engine(settings.engine)
+        end = time.monotonic() + WARM_UP_SECONDS
+        while not (stop.is_set() or cluster.wait(warm, 0.1) or time.monotonic() > end):
+            signs.give()
+        Dispatcher(store, cluster, settings, engine, traces, signs).run(stop)  # gives its jobs back, whatever happens
     except ClusterLost as error:
         log.error("the cluster is lost; the jobs go back to the queue", error=str(error))
         traces.close()

@@ -68,7 +68,8 @@ class Cluster:
         self._stopping: dict[CellTask, float] = {}  # tasks that were asked to stop, and when their grace ends
         self._gpu_bytes = settings.gpu_memory_bytes
         self._warm: list[Any] = []
-        self.capacity = self._look()
+        self._gpu_nodes_asked = 0
+        self.capacity = Capacity(())
 
     def refresh(self) -> None:
         """Look at the nodes again, and at the memory of their GPUs as far as warm workers have told it.
@@ -77,13 +78,20 @@ class Cluster:
         """
         self._learn()
         self.capacity = self._look()
+        self._ask_new_gpus()
 
     def _look(self) -> Capacity:
         living = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         if ray.get_runtime_context().get_node_id() not in living:
             raise ClusterLost("the local raylet has died")
         nodes = tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in living.values())
-        return Capacity(nodes, self._gpu_bytes, self._settings.gpus_per_cell)
+        return Capacity(nodes, self._gpu_bytes, self._settings.gpus_per_cell, self._gpus_may_come)
+
+    @property
+    def _gpus_may_come(self) -> bool:
+        """Whether an autoscaler may start nodes with GPUs; it does so only for cells that ask for them."""
+        named = self._settings.gpu_memory_bytes is not None or bool(self._settings.gpus_per_cell)
+        return self._settings.autoscaling and named
 
     @property
     def slots(self) -> int:
@@ -104,13 +112,24 @@ class Cluster:
         return len(self._tasks)
 
     def warm_up(self) -> list[Any]:
-        """Start a worker for every slot, one a GPU; the references are ready when the workers are."""
+        """Look at the nodes and start a worker for every slot, one a GPU; the references are ready when they are."""
+        self.capacity = self._look()
+        self._gpu_nodes_asked = self.capacity.gpu_nodes
         share = self.capacity.share(0)
         if share.gpus and self._settings.gpus_per_cell is None:
             share = Share(share.cpus, 1.0)
-        task = warm_up_task.options(num_cpus=share.cpus, num_gpus=share.gpus)
-        self._warm = [task.remote(self._settings.engine) for _ in range(self.capacity.slots(share))]
+        self._warm = [self._warm_up(share) for _ in range(self.capacity.slots(share))]
         return self._warm
+
+    def _warm_up(self, share: Share) -> Any:
+        return warm_up_task.options(num_cpus=share.cpus, num_gpus=share.gpus).remote(self._settings.engine)
+
+    def _ask_new_gpus(self) -> None:
+        """Have a worker on a GPU that has come since tell its memory, if nobody knows it yet."""
+        new = self.capacity.gpu_nodes > self._gpu_nodes_asked
+        if self._gpu_bytes is None and new and self._settings.gpus_per_cell is None and not self._warm:
+            self._warm = [self._warm_up(Share(self.capacity.share(0).cpus, 1.0))]
+            self._gpu_nodes_asked = self.capacity.gpu_nodes
 
     def _learn(self) -> None:
         """Take the memory of the GPUs, the smallest, from what the warm-up told so far."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from featurespeed_service.dispatch.cluster import Cluster
-from featurespeed_service.dispatch.reaching import standard_error_without, wait_for, why_not
+from featurespeed_service.dispatch.reaching import standard_error_without, why_not
 from featurespeed_service.settings import Settings
 
 LOCAL_SYSTEM = {"gcs_rpc_server_reconnect_timeout_s": 5}
@@ -26,7 +26,6 @@ DIRECTORY_PREFIX = "featurespeed-ray-"
 
 def join(address: str) -> None:
     """Make this process a driver of the Ray at ``address``; raises CannotStart."""
-    wait_for(address)  # ray.init itself would wait for two minutes, and then end the process
     try:
         with standard_error_without("InvalidAuthToken") as refusals:  # which Ray prints twenty times
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

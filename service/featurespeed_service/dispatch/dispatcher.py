@@ -14,7 +14,7 @@ from featurespeed_service.dispatch.fair_share import claim_order, held_by_tenant
 from featurespeed_service.dispatch.held import HeldJobs, internal_error, said_of
 from featurespeed_service.dispatch.housekeeping import Housekeeping
 from featurespeed_service.dispatch.outage import Outage
-from featurespeed_service.dispatch.process import SignsOfLife
+from featurespeed_service.dispatch.process import MUTE, SignsOfLife
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.dispatch.shares import Share
 from featurespeed_service.job_errors import INSUFFICIENT_RESOURCES, WORKER_CRASHED
@@ -40,23 +40,30 @@ class Dispatcher:
     """Works on jobs until it is told to stop. One thread: every decision is made in :meth:`step`."""
 
     def __init__(
-        self, store: Store, cluster: Cluster, settings: Settings, engine: Engine, traces: Traces = NO_TRACES
+        self,
+        store: Store,
+        cluster: Cluster,
+        settings: Settings,
+        engine: Engine,
+        traces: Traces = NO_TRACES,
+        signs: SignsOfLife = MUTE,
     ) -> None:
         self._cluster = cluster
         self._datasets = SentDatasets(store, cluster)
         self._settings = settings
         self._jobs = HeldJobs(store, engine, traces, let_go=self._stop_tasks)
-        self._outage = Outage()
+        self._signs = signs
+        self._outage = Outage(signs.give)
         self._housekeeping = Housekeeping(store, settings)
         self._running: dict[CellTask, tuple[RunningJob, float]] = {}  # whose it is, and when it was started
         self._due = {"look": 0.0, "beat": 0.0, "renew": 0.0, "slots": 0.0}
 
-    def run(self, stop: threading.Event, signs: SignsOfLife) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set, then give the jobs back, at no cost; on an exception it costs them a start."""
         is_orderly = False
         try:
             while not stop.is_set():
-                signs.give()
+                self._signs.give()
                 if not self.step(POLL_SECONDS) and not self._cluster.running:
                     stop.wait(POLL_SECONDS)
             is_orderly = True
@@ -134,6 +141,12 @@ class Dispatcher:
             job.dataset = job.dataset or self._datasets.of(job.tenant, job.request)
         except SpecError as error:
             self._fail(job, job_error(error))
+            return
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # a dataset with a piece missing, a full object store: this job's, not the others'
+            log.exception("no dataset", **said_of(job.lease))
+            self._fail(job, internal_error(job.lease, repr(error)))
             return
         key = job.next_cell()
         task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.dataset)

@@ -15,7 +15,7 @@ from featurespeed_service import logs
 from featurespeed_service.dispatch.running import RunningJob
 from featurespeed_service.job_errors import ATTEMPTS_EXHAUSTED, INTERNAL_ERROR
 from featurespeed_service.store.counters import Tally
-from featurespeed_service.store.errors import LeaseLost
+from featurespeed_service.store.errors import LeaseLost, StoreUnavailable
 from featurespeed_service.store.interface import ClaimOrder, LeaseStore
 from featurespeed_service.store.records import Lease
 from featurespeed_service.telemetry import Traces
@@ -38,7 +38,7 @@ NODE_DIED = JobError(type=ATTEMPTS_EXHAUSTED, detail="the dispatcher lost its Ra
 class HeldJobs:
     """Jobs from their claim until the store has their end, or another has them.
 
-    Each method but the last is a step that may be taken again from its beginning, if the store could not be reached.
+    Each method but ``give_back`` is a step that may be taken again if the store could not be reached.
     ``let_go`` is called with a job when it is held no longer, whatever still runs of it.
     """
 
@@ -99,7 +99,12 @@ class HeldJobs:
             self._record(due[first : first + JOBS_PER_TRANSACTION], now)
 
     def _record(self, jobs: Sequence[RunningJob], now: float) -> None:
-        lost = self._store.record_all({job.lease: job.news for job in jobs})
+        try:
+            lost = self._store.record_all({job.lease: job.news for job in jobs})
+        except StoreUnavailable:  # it may have been written, and the answer lost
+            for job in jobs:
+                job.in_doubt = True
+            raise
         for job in jobs:
             job.written(now)
         for lease in lost:
@@ -129,9 +134,13 @@ class HeldJobs:
             return internal_error(job.lease, repr(error))
 
     def give_back(self, *, is_orderly: bool) -> None:
-        """Let go of every lease, others may go on at once; a stop that is not orderly costs each job a start."""
+        """Let go of every lease, others may go on at once; a stop that is not orderly costs each job a start.
+
+        The tasks end with the cluster's driver: nobody is told to stop them.
+        """
         self._record([job for job in self if job.changed], time.monotonic())
-        for lease in list(self._jobs):
+        leases, self._jobs = list(self._jobs), {}
+        for lease in leases:
             try:
                 job = self._store.release(lease) if is_orderly else self._store.retry(lease, NODE_DIED)
                 self._ended(lease, job)

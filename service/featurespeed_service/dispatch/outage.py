@@ -16,9 +16,13 @@ LAST_PAUSE_SECONDS = 2.0
 
 
 class Outage:
-    """When the store may be asked again, after it could not be reached."""
+    """When the store may be asked again, after it could not be reached.
 
-    def __init__(self) -> None:
+    ``alive`` is called before each step: one may wait for a lock for as long as the store does.
+    """
+
+    def __init__(self, alive: Callable[[], None] = lambda: None) -> None:
+        self._alive = alive
         self._pause = FIRST_PAUSE_SECONDS
         self._next = 0.0
 
@@ -31,12 +35,14 @@ class Outage:
             return
         with self.noticed():
             for step in steps:
+                self._alive()
                 step()
             self._pause = FIRST_PAUSE_SECONDS
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
         """End the block where the store cannot be reached, and wait longer each time before it is asked again."""
+        self._alive()
         try:
             yield
         except StoreUnavailable as error:

@@ -43,6 +43,9 @@ class SignsOfLife:
             os.write(self._descriptor, b".")
 
 
+MUTE = SignsOfLife(None)
+
+
 def stop_on_signals(stop: threading.Event) -> None:
     """Set ``stop`` on SIGTERM and SIGINT."""
 
@@ -62,10 +65,12 @@ def stop_with_parent(stop: threading.Event) -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # stuck; Ray's processes are set to die with this one
 
 
-def wait_for_store(settings: Settings, stop: threading.Event, signs: SignsOfLife) -> None:
-    """Wait until the database can be reached, or until told to stop; other errors are as of Database."""
+def wait_for_store(settings: Settings, stop: threading.Event) -> None:
+    """Wait until the database can be reached, or until told to stop; other errors are as of Database.
+
+    Gives no sign of life: the first one says that Ray has started.
+    """
     while not stop.is_set():
-        signs.give()
         try:
             revision_of(settings.database_url)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -12,26 +13,34 @@ from contextlib import contextmanager
 
 from featurespeed_service.opening import CannotStart
 
+log = logging.getLogger(__name__)
+
 WAIT_SECONDS = 60.0
 """How long a cluster may take to start, when it is started together with its dispatcher."""
 ADDRESS = re.compile(r"(?P<host>[^\s:/]+):(?P<port>\d{1,5})")
 
 
-def wait_for(address: str, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until something listens at ``HOST:PORT``; ``auto`` is left to Ray. Raises CannotStart."""
+def wait_for(address: str, stop: threading.Event, seconds: float = WAIT_SECONDS) -> None:
+    """Wait until something listens at ``HOST:PORT``, or until told to stop; ``auto`` is left to Ray.
+
+    Raises CannotStart.
+    """
     if address == "auto":
         return
     if not (found := ADDRESS.fullmatch(address)) or int(found["port"]) > 65535:
         raise CannotStart(f"the address of a Ray cluster is HOST:PORT or auto (got {address!r})")
-    end = time.monotonic() + seconds
-    while True:
+    end, is_told = time.monotonic() + seconds, False
+    while not stop.is_set():
         try:
             socket.create_connection((found["host"], int(found["port"])), timeout=2).close()
             return
         except OSError as error:
             if time.monotonic() > end:
                 raise CannotStart(f"no Ray at {address}: {error.strerror or error}") from None
-            time.sleep(0.2)
+            if not is_told:
+                log.info("waiting for the Ray at %s", address)
+                is_told = True
+            stop.wait(0.2)
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class RunningJob:
         self.changed = True
         self.written_at = float("-inf")
         """When its news last went to the store."""
+        self.in_doubt = False
+        """Whether the store may have some of the news already."""
         self.is_complete = False
         self.outcome: str | JobError | None = None
         """The report or the error in which the job ends, until the store has it."""
@@ -133,8 +135,9 @@ class RunningJob:
     @property
     def news(self) -> News:
         """What the store does not have yet."""
-        return News(self.progress, self.new_cells, self.new_measurements)
+        return News(self.progress, self.new_cells, self.new_measurements, self.in_doubt)
 
     def written(self, now: float) -> None:
         """Note that the store has everything."""
-        self.new_cells, self.new_measurements, self.changed, self.written_at = {}, [], False, now
+        self.new_cells, self.new_measurements, self.in_doubt = {}, [], False
+        self.changed, self.written_at = False, now

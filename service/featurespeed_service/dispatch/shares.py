@@ -37,23 +37,34 @@ class Share:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The cluster as it is now; ``gpu_bytes`` is the memory of one GPU, ``None`` if nobody knows."""
+    """The cluster as it is now; ``gpu_bytes`` is the memory of one GPU, ``None`` if nobody knows.
+
+    ``gpus_may_come``: cells ask for GPUs also while no node has one.
+    """
 
     nodes: tuple[Node, ...]
     gpu_bytes: int | None = None
     gpus_per_cell: float | None = None
+    gpus_may_come: bool = False
+
+    @property
+    def gpu_nodes(self) -> int:
+        """How many nodes have GPUs."""
+        return sum(node.gpus > 0 for node in self.nodes)
 
     def share(self, memory_bytes: int) -> Share:
-        """The share of a cell with this estimate: on a GPU if there is one, unless ``gpus_per_cell`` is 0."""
+        """The share of a cell with this estimate: on a GPU if there is or may be one, unless ``gpus_per_cell`` is 0."""
         if memory_bytes not in self._shares:
             self._shares[memory_bytes] = self._share(memory_bytes)
         return self._shares[memory_bytes]
 
     def _share(self, memory_bytes: int) -> Share:
         with_gpu = [node for node in self.nodes if node.gpus > 0]
-        if not with_gpu or self.gpus_per_cell == 0:
+        if self.gpus_per_cell == 0 or not (with_gpu or self.gpus_may_come):
             return Share()
         gpus = self._gpus(memory_bytes)
+        if not with_gpu:
+            return Share(min(1.0, gpus), gpus)
         # all CPUs of a node when all of its GPUs are in use, so that CPUs are never what bounds their number
         cpus = min(node.cpus / node.gpus * gpus for node in with_gpu)
         return Share(min(1.0, math.floor(cpus * 1e4) / 1e4), gpus)

@@ -40,7 +40,6 @@ class Supervisor:
         self._environment = settings.environment_of_child()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     def start(self) -> None:

@@ -1,6 +1,7 @@
 """What dispatchers count, kept in the database: one truth for all of them, which outlives each of them.
 
-A dispatcher counts in memory and adds to the table with its heartbeat; one that is killed loses two seconds of counts.
+A dispatcher counts in memory and adds to the table with its heartbeat; one that is killed loses two seconds of
+counts, and one that does not hear that they were added adds them again.
 """
 
 from __future__ import annotations

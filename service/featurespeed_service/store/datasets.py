@@ -1,28 +1,30 @@
 """Uploaded datasets in the database, where every API and every dispatcher can read them.
 
 The content lies in chunks, each written in a transaction of its own, and the row that shows a dataset comes last: a
-large upload holds no lock for long, and one that is broken off shows nothing. What it leaves, a later one removes.
+large upload holds no lock for long, and one that is broken off shows nothing. What it leaves, or a dataset that is
+removed, goes piece by piece (``drop_orphans``).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from sqlalchemy import Select, delete, exists, insert, select, update
+from sqlalchemy import Select, delete, exists, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
+from featurespeed_service.settings import DAY_SECONDS
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.schema import LOCAL_TENANT, dataset_chunks, datasets, jobs
 
 CHUNK_BYTES = 2 * 2**20
 """About a hundredth of a second of SQLite's write lock."""
-DAY = 86_400 * 1_000_000
+DAY = DAY_SECONDS * 1_000_000
 """Microseconds. A use is noted only if the last one was so long ago: not every job writes."""
-ABANDONED_SECONDS = 3600.0
-"""Chunks of an upload that is older than this and shows no dataset belong to nobody."""
+ORPHAN_SECONDS = 3600.0
+"""Chunks that are older than this and show no dataset belong to nobody."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class DatasetStore:
             with self._database.writing() as connection:
                 connection.execute(insert(datasets).values(created_at=now, **vars(row)))
         except IntegrityError:  # the same one at the same time: the other upload was first
-            self._drop([upload])
             return False
         return True
 
@@ -95,19 +96,11 @@ class DatasetStore:
             yield bytes(piece)
             left, number = left - len(piece), number + 1
 
-    def delete(self, sha256: str) -> bool:
-        """Remove a dataset; whether it was there."""
-        found = self.find(sha256)
-        return found is not None and self.drop(found)
-
     def drop(self, dataset: StoredDataset) -> bool:
-        """Remove a dataset unless it was used since this was read; whether it was removed."""
+        """Remove a dataset, but for its chunks, unless it was used since this was read; whether it was removed."""
         same = (datasets.c.upload == dataset.upload, datasets.c.used_at == dataset.used_at)
         with self._database.writing() as connection:
-            if connection.execute(delete(datasets).where(*same)).rowcount == 0:
-                return False
-        self._drop([dataset.upload])
-        return True
+            return connection.execute(delete(datasets).where(*same)).rowcount > 0
 
     def unused(self, seconds: float, limit: int) -> list[StoredDataset]:
         """Datasets of any tenant that nobody has used for so long and a day, and that no job waits for."""
@@ -121,21 +114,17 @@ class DatasetStore:
         with self._database.reading() as connection:
             return [StoredDataset(**row) for row in connection.execute(query).mappings()]
 
-    def drop_abandoned(self, older_seconds: float = ABANDONED_SECONDS) -> int:
-        """Remove what uploads of any tenant that were broken off have left; how many uploads that were."""
-        before = self._database.clock() - round(older_seconds * 1e6)
-        first = (dataset_chunks.c.number == 0, dataset_chunks.c.created_at < before)
-        shown = select(datasets.c.upload)
-        query = select(dataset_chunks.c.upload).where(*first, dataset_chunks.c.upload.not_in(shown))
+    def drop_orphans(self, limit: int = 4) -> int:
+        """Remove chunks of any tenant that belong to no dataset; how many. Few at once: each is megabytes to write."""
+        before = self._database.clock() - round(ORPHAN_SECONDS * 1e6)
+        place = (dataset_chunks.c.upload, dataset_chunks.c.number)
+        old = (dataset_chunks.c.created_at < before, dataset_chunks.c.upload.not_in(select(datasets.c.upload)))
         with self._database.reading() as connection:
-            abandoned = list(connection.execute(query).scalars())
-        self._drop(abandoned)
-        return len(abandoned)
-
-    def _drop(self, uploads: Iterable[str]) -> None:
-        for upload in uploads:
+            orphans = [tuple(row) for row in connection.execute(select(*place).where(*old).limit(limit))]
+        if orphans:
             with self._database.writing() as connection:
-                connection.execute(delete(dataset_chunks).where(dataset_chunks.c.upload == upload))
+                connection.execute(delete(dataset_chunks).where(tuple_(*place).in_(orphans)))
+        return len(orphans)
 
 
 def _select() -> Select[Any]:

@@ -175,7 +175,7 @@ def _raise_lost(lost: Collection[Lease]) -> None:
 
 
 class RetentionStore(ABC):
-    """What is kept for how long. Each call is one short transaction; a batch that is full means: call again."""
+    """What is kept for how long. Each call does one small batch; called until one finds nothing to do."""
 
     @abstractmethod
     def prunable(self, *, seconds: float, statuses: Collection[Status] = TERMINAL) -> Mapping[Status, int]:
@@ -197,8 +197,8 @@ class RetentionStore(ABC):
         """Remove datasets that neither an upload nor a job has used for so long and a day; how many."""
 
     @abstractmethod
-    def drop_abandoned_uploads(self) -> int:
-        """Remove what uploads have left that were broken off; how many."""
+    def drop_orphans(self) -> int:
+        """Remove pieces of content that belong to no dataset, of broken uploads and removed datasets; how many."""
 
     @abstractmethod
     def forget_keys(self) -> int:

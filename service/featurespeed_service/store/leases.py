@@ -33,6 +33,9 @@ from featurespeed_service.store.records import Claim, Lease, News
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 
+FORGET_DISPATCHER = 86_400_000_000
+"""Microseconds without a heartbeat after which a dispatcher that did not take its leave is gone for good."""
+
 
 def _expired(now: int) -> ColumnElement[bool]:
     return and_(jobs.c.status == "running", jobs.c.lease_until < now)
@@ -181,6 +184,7 @@ class SqlLeaseStore(LeaseStore):
             add(connection, counted or {})
             changed = connection.execute(update(dispatchers).where(dispatchers.c.id == owner).values(beat_at=now))
             if changed.rowcount == 0:
+                connection.execute(delete(dispatchers).where(dispatchers.c.beat_at < now - FORGET_DISPATCHER))
                 connection.execute(insert(dispatchers).values(id=owner, beat_at=now))
 
     def retire(self, owner: str) -> None:
@@ -236,13 +240,21 @@ def _record(connection: Connection, lease: Lease, news: News) -> bool:
         return False
     if news.cells:
         _insert_cells(connection, lease.job_id, news.cells)
-    if news.measurements:
-        emit(connection, lease.job_id, "measurement", *news.measurements)
+    if measurements := _new_measurements(connection, lease.job_id, news):
+        emit(connection, lease.job_id, "measurement", *measurements)
     # the newest progress tells all: a long job does not fill the table with old ones
     newest = emit(connection, lease.job_id, "progress", news.progress.model_dump_json())
     older = events.c.job_id == lease.job_id, events.c.type == "progress", events.c.seq < newest
     connection.execute(delete(events).where(*older))
     return True
+
+
+def _new_measurements(connection: Connection, job_id: str, news: News) -> Sequence[str]:
+    if not (news.in_doubt and news.measurements):
+        return news.measurements
+    told = select(events.c.data).where(events.c.job_id == job_id, events.c.type == "measurement")
+    known = set(connection.execute(told).scalars())
+    return [measurement for measurement in news.measurements if measurement not in known]
 
 
 def _insert_cells(connection: Connection, job_id: str, found: Mapping[str, str]) -> None:

@@ -26,7 +26,8 @@ POSTGRESQL_TIMEOUTS = {
 nor on a lock, and a process that was stopped in the middle of a transaction loses its locks."""
 
 DISK_FULL = "53100"
-"""PostgreSQL's SQLSTATE."""
+READ_ONLY = "25006"
+"""PostgreSQL's SQLSTATEs; a server that was demoted in a failover is read-only."""
 
 
 def outage(error: SQLAlchemyError) -> StoreUnavailable | None:
@@ -41,7 +42,8 @@ def outage(error: SQLAlchemyError) -> StoreUnavailable | None:
         return _of_sqlite(cause, text)
     if getattr(cause, "sqlstate", None) == DISK_FULL:
         return StoreFull(text)
-    away = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    is_read_only = getattr(cause, "sqlstate", None) == READ_ONLY
+    away = error.connection_invalidated or is_read_only or isinstance(error, OperationalError | InterfaceError)
     return StoreUnavailable(text) if away else None
 
 

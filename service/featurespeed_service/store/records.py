@@ -44,11 +44,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class News:
-    """What a running job has to tell: its progress, finished cells (key to JSON) to keep, measurements (JSON)."""
+    """What a running job has to tell: its progress, finished cells (key to JSON) to keep, measurements (JSON).
+
+    ``in_doubt``: some of it may have been recorded already, without the dispatcher's hearing so.
+    """
 
     progress: Progress
     cells: Mapping[str, str] = field(default_factory=dict)
     measurements: Sequence[str] = ()
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True)

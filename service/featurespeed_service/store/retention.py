@@ -68,8 +68,8 @@ class SqlRetention(RetentionStore):
         stored = DatasetStore(self._database)
         return sum(stored.drop(found) for found in stored.unused(seconds, limit))
 
-    def drop_abandoned_uploads(self) -> int:
-        return DatasetStore(self._database).drop_abandoned()
+    def drop_orphans(self) -> int:
+        return DatasetStore(self._database).drop_orphans()
 
     def forget_keys(self) -> int:
         with self._database.writing() as connection:

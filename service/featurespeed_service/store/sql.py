@@ -13,7 +13,7 @@ from featurespeed_service.store.jobs import SqlJobStore
 from featurespeed_service.store.keys import KeyStore
 from featurespeed_service.store.leases import SqlLeaseStore
 from featurespeed_service.store.retention import SqlRetention
-from featurespeed_service.store.uploads import take_over
+from featurespeed_service.store.uploads import remove_abandoned, take_over
 
 
 class SqlStore(SqlJobStore, SqlLeaseStore, SqlRetention, Store):
@@ -40,4 +40,5 @@ def open_store(settings: Settings, clock: Clock = system_clock) -> SqlStore:
     Path(settings.datasets_dir).mkdir(parents=True, exist_ok=True)
     store = SqlStore(Database(settings.database_url, clock), settings.lease_seconds, settings.max_attempts)
     take_over(store.datasets, settings.datasets_dir)
+    remove_abandoned(settings.datasets_dir)
     return store

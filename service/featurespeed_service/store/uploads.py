@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,6 +15,10 @@ from featurespeed_service.store.datasets import DatasetStore
 from featurespeed_workers.dataset_files import DatasetInfo, check_dataset
 
 log = logging.getLogger(__name__)
+
+UPLOAD_PREFIX = "upload-"
+"""Of the files in which uploads lie until they are checked."""
+ABANDONED_SECONDS = 3600.0
 
 FACTS = TypeAdapter(DatasetInfo)
 """What is known of a dataset, between its row and Python."""
@@ -42,3 +48,11 @@ def take_over(store: DatasetStore, directory: Path) -> None:
             path.unlink(missing_ok=True)
         except (SpecError, FileNotFoundError) as error:  # not found: another process has just moved it
             log.warning("%s is left where it is: %s", path, error)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove what is left of uploads to a process that was killed."""
+    for path in directory.glob(f"{UPLOAD_PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()

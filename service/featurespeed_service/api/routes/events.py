@@ -75,17 +75,19 @@ def _find(access: Access, job_id: str) -> Job | None:
 
 async def _news(watch: Watch, access: Access) -> bool:
     """Wait for events; ``False`` if no more will come, or the key does not allow to see them any more."""
+    more: bool | None = None  # what was told is told once: it is kept while the key cannot be asked about
     while True:
-        more: bool | None = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECHECK_SECONDS):
-                more = await watch.news()
+        if more is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_SECONDS):
+                    more = await watch.news()
         try:
             await access.recheck()
         except (Unauthenticated, Forbidden):
             return False
-        except StoreUnavailable:
-            continue  # nothing can be told either before the database answers
+        except StoreUnavailable:  # nothing can be told either before the database answers
+            await asyncio.sleep(RECHECK_SECONDS)
+            continue
         if more is not None:
             return more
 
