@@ -13,7 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from featurespeed.contract import Problem
+from featurespeed.contract import Problem, parse_request
+from featurespeed_workers.ray_tasks import TINY
 from tests.service import hostile
 from tests.service.hostile import http, post
 from tests.service.service_process import ServiceProcess
@@ -80,6 +81,10 @@ def refused(service, case):
         if best <= SECONDS:
             return status, best
     raise AssertionError(f"{case.name}: {best:.2f} s at best")
+
+
+WARM_UP = parse_request(TINY).sha256
+"""What workers compute before anybody has asked."""
 
 
 def peak(service):
@@ -158,7 +163,7 @@ def test_hostile_requests_are_refused_and_cost_little(target, full, report):
     assert all(400 <= status < 500 for status in statuses)
     assert growth < GROWTH, f"{growth / 1e6:.0f} MB"
     assert target.http.get("/v1/jobs").json() == {"jobs": [], "next_cursor": None}
-    assert target.computed.read_text() == ""
+    assert {line.split()[0] for line in target.computed.read_text().splitlines()} <= {WARM_UP}
     assert "Traceback" not in target.log.read_text()
     slowest = max(seconds for _, seconds in results)
     measured = f"{len(results)} requests, slowest {slowest:.2f} s, {growth / 1e6:.0f} MB"
