@@ -7,14 +7,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.cli.command import run
+from tests.deploy.manifests import ROOT
 from tests.service.service_process import HERE, TERMINAL, wait_until
 from tests.service.specs import spec
+from tests.service.stand_in import MEET
 
 BIN = Path(sys.executable).parent
 
@@ -51,8 +55,10 @@ def processes(tmp_path):
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        process.terminate()  # not at once by force: the script for Slurm has children to end
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
         process.wait(20)
         process.stdout.close()
 
@@ -85,6 +91,43 @@ def test_api_ray_and_dispatcher_are_processes_of_their_own(short_directory, proc
     assert ray.poll() is None  # a dispatcher's end is not the cluster's
     ray.send_signal(signal.SIGTERM)
     ray.wait(30)
+
+
+SCONTROL = """#!/bin/sh
+printf 'first\\nlocalhost\\n'
+"""
+SRUN = """#!/bin/sh
+while case $1 in --*) true ;; *) false ;; esac; do shift; done
+exec "$@"
+"""
+
+
+def test_a_slurm_job_computes_on_all_of_its_nodes_and_ends_them(processes, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name, script in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o700)
+    (tmp_path / "places").touch()
+    port = free_port()
+    job = processes(
+        "bash", ROOT / "deploy/slurm/featurespeed.sbatch",
+        PATH=f"{tmp_path / 'bin'}:{BIN}:{os.environ['PATH']}",
+        SLURM_JOB_ID="1", SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="[first,localhost]",
+        RAY_PORT=str(free_port()), RAY_OPTIONS="--num-cpus=1 --object-store-memory=80000000", PORT=str(port),
+        FEATURESPEED_DATA_DIR=str(tmp_path / "data"), FEATURESPEED_ENGINE="stand_in",
+        STAND_IN_LOG=str(tmp_path / "computed"), STAND_IN_PLACES=str(tmp_path / "places"),
+    )  # fmt: skip
+    wait_until(lambda: "is listening" in job.stdout.readline(), 30, "the service")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        answer = http.post("/v1/jobs", json=spec(MEET, seeds=(0, 1)))  # two cells that wait for each other
+        address = f"/v1/jobs/{answer.raise_for_status().json()['id']}"
+        ended = wait_until(lambda: (found := http.get(address).json())["status"] in TERMINAL and found, 90, "the job")
+        assert ended["status"] == "succeeded", ended
+    assert len({line.split()[1] for line in (tmp_path / "places").read_text().splitlines()}) == 2
+    family = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(50) == 0
+    assert not [process for process in psutil.wait_procs(family, 5)[1] if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_revision_before_and_after(tmp_path):
