@@ -13,7 +13,7 @@ from featurespeed_service.settings import Settings
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 SETTINGS = set(Settings.model_fields)
-FOLDERS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml"))
+FOLDERS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml") if path.parts[-3] != "components")
 
 
 def resources_of(path):
@@ -86,6 +86,25 @@ def with_gpu_workers(cluster):
     """The RayCluster as the GPU overlay's patch leaves it."""
     patched = copy.deepcopy(cluster)
     for operation in yaml.safe_load((KUBERNETES / "overlays/gpu/gpu-workers.yaml").read_text()):
-        assert (operation["op"], operation["path"]) == ("add", "/spec/workerGroupSpecs/-")
-        patched["spec"]["workerGroupSpecs"].append(operation["value"])
+        *keys, last = operation["path"].removeprefix("/").split("/")
+        target = patched
+        for key in keys:
+            target = target[int(key) if key.isdigit() else key]
+        if last == "-":
+            assert operation["op"] == "add"
+            target.append(operation["value"])
+        else:
+            assert operation["op"] == "replace"
+            assert last in target
+            target[last] = operation["value"]
     return patched
+
+
+def environment(container):
+    """The variables of a container that have a value in its manifest."""
+    return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+
+
+def in_bytes(quantity):
+    """A quantity of memory, as Kubernetes writes it."""
+    return int(quantity.removesuffix("Gi")) * 2**30

@@ -1,6 +1,7 @@
 """The manifests against the schemas of Kubernetes and KubeRay, and against what we promise of them."""
 
 import copy
+import os
 import re
 
 import jsonschema
@@ -8,16 +9,20 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from featurespeed_service.dispatch.shares import MEMORY_SAFETY
 from featurespeed_service.settings import PREFIX
 from tests.deploy.manifests import (
     FOLDERS,
     KUBERNETES,
     SETTINGS,
     all_resources,
+    environment,
+    in_bytes,
     kustomization,
     pod_specs,
     raycluster_schema,
     rendered,
+    resources_of,
     with_gpu_workers,
 )
 from tests.deploy.test_compose import assert_is_our_command
@@ -86,11 +91,49 @@ def test_kustomizations_list_what_is_there(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_what_kubectl_renders_is_valid(folder, of_raycluster):
-    for resource in rendered(folder):
+    assert_valid(rendered(folder), of_raycluster)
+
+
+def assert_valid(resources, of_raycluster):
+    for resource in resources:
         if resource["kind"] == "RayCluster":
             assert list(of_raycluster.iter_errors(resource)) == []
         else:
             kubernetes_validate.validate(resource, VERSION, strict=True)
+
+
+def overlay(folder, **fields):
+    """A new overlay of the external database's, rendered."""
+    base = {"resources": [os.path.relpath(KUBERNETES / "overlays/external-database", folder.resolve())]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(base | fields))
+    return rendered(folder)
+
+
+def api_ports(resources):
+    policy = next(r["spec"] for r in resources if r["kind"] == "NetworkPolicy" and r["metadata"]["name"] == "api")
+    return {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+
+
+def test_the_patch_for_another_port_of_the_database_lets_the_api_reach_it(tmp_path):
+    comments = re.findall("^# (.*)", (KUBERNETES / "overlays/external-database/kustomization.yaml").read_text(), re.M)
+    patch = yaml.safe_load("\n".join(comments[comments.index("patches:") :]))
+    assert api_ports(overlay(tmp_path, **patch)) == {53, 5432, 6432}
+
+
+def test_traces_leave_the_api_and_the_dispatcher(tmp_path, of_raycluster):
+    component = os.path.relpath(KUBERNETES / "components/traces", tmp_path.resolve())
+    resources = overlay(tmp_path, components=[component])
+    assert_valid(resources, of_raycluster)
+    assert api_ports(resources) == {53, 5432, 4318}
+    told = {
+        container["name"]: container["env"][-1]["value"]
+        for resource in resources
+        for _, spec in pod_specs(resource)
+        for container in spec["containers"]
+        if container.get("env", [{}])[-1].get("name") == "FEATURESPEED_OTLP_ENDPOINT"
+    }
+    assert set(told) == {"api", "dispatcher"}
+    assert set(told.values()) == {"http://collector.observability:4318"}
 
 
 @pytest.mark.parametrize(("where", "container"), CONTAINERS, ids=[where for where, _ in CONTAINERS])
@@ -153,6 +196,37 @@ def test_the_head_computes_nothing_and_shares_its_sockets_with_the_dispatcher():
     ray, dispatcher = head["template"]["spec"]["containers"]
     shared = [{mount["mountPath"] for mount in container["volumeMounts"]} for container in (ray, dispatcher)]
     assert all({"/tmp/ray", "/dev/shm"} <= paths for paths in shared)
+
+
+def memory_of_a_cell(path):
+    [deployment] = [r for r in resources_of(KUBERNETES / path) if r["kind"] == "Deployment"]
+    return int(environment(deployment["spec"]["template"]["spec"]["containers"][0])["FEATURESPEED_MAX_MEMORY_BYTES"])
+
+
+def test_a_worker_has_memory_for_the_largest_cell_on_each_cpu():
+    [group] = RAY["spec"]["workerGroupSpecs"]
+    there = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for_cells = in_bytes(there["memory"]) - int(group["rayStartParams"]["object-store-memory"])
+    assert 2**30 < memory_of_a_cell("base/api.yaml") <= for_cells / int(there["cpu"])
+
+
+def test_gpu_workers_come_from_zero_and_have_memory_for_the_largest_cell():
+    cluster = with_gpu_workers(RAY)["spec"]
+    dispatcher = environment(cluster["headGroupSpec"]["template"]["spec"]["containers"][1])
+    assert dispatcher["FEATURESPEED_AUTOSCALING"] == "true"
+    assert [(group["groupName"], group["replicas"], group["minReplicas"]) for group in cluster["workerGroupSpecs"]] == [
+        ("cpu", 0, 0),
+        ("gpu", 0, 0),
+    ]
+    largest = memory_of_a_cell("overlays/gpu/memory.yaml")
+    assert memory_of_a_cell("base/api.yaml") < largest
+    assert largest * MEMORY_SAFETY <= int(dispatcher["FEATURESPEED_GPU_MEMORY_BYTES"])
+    limits = cluster["workerGroupSpecs"][-1]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert largest <= in_bytes(limits["memory"])
+
+
+def test_a_new_version_replaces_the_dispatcher():
+    assert RAY["spec"]["upgradeStrategy"] == {"type": "Recreate"}  # by default KubeRay leaves pods that run as they are
 
 
 def test_gpu_workers_ask_for_a_gpu_and_tolerate_its_taint():
