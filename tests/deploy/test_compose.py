@@ -5,6 +5,7 @@ import re
 import shlex
 import stat
 import subprocess
+import tomllib
 
 import pytest
 import typer.main
@@ -16,6 +17,7 @@ from tests.deploy.manifests import ROOT, SETTINGS
 
 COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
+WITH_GPU = yaml.safe_load((ROOT / "deploy/compose.gpu.yaml").read_text())["services"]
 
 
 def assert_is_our_command(words):
@@ -55,6 +57,39 @@ def test_a_service_is_healthy_restarted_and_given_its_secrets_by_file(name):
             assert_is_our_command(command)
         else:
             assert command[:2] == ["ray", "start"]
+
+
+@pytest.mark.parametrize("name", ["ray-head", "worker"])
+def test_rays_objects_fit_into_shared_memory(name):
+    service = SERVICES[name]
+    [ray] = [command for command in our_commands(service) if command[0] == "ray"]
+    [asked] = [int(word.split("=")[1]) for word in ray if word.startswith("--object-store-memory=")]
+    number, unit = int(service["shm_size"][:-1]), service["shm_size"][-1]
+    assert asked < number * {"m": 2**20, "g": 2**30}[unit]  # else Ray takes /tmp in its place
+
+
+@pytest.mark.parametrize("services", [SERVICES, WITH_GPU], ids=["cpu", "gpu"])
+def test_the_budget_is_not_that_of_the_apis_machine(services):
+    given = services["api"]["environment"]["FEATURESPEED_MAX_MEMORY_BYTES"]
+    assert re.fullmatch(r"\$\{FEATURESPEED_MAX_MEMORY_BYTES:-\d{10,}}", given)
+
+
+def test_the_file_for_gpus_changes_services_that_are_there():
+    assert set(WITH_GPU) <= set(SERVICES)
+    for name in ("ray-head", "worker"):
+        assert WITH_GPU[name]["image"] == f"{SERVICES[name]['image']}-cuda"
+    build = WITH_GPU["ray-head"]["build"]  # merged into the other, which says from where
+    assert set(build["args"]) <= set(
+        re.findall(r"^ARG (\w+)", (ROOT / "deploy/docker/worker.Dockerfile").read_text(), re.M)
+    )
+    [devices] = WITH_GPU["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_what_is_built_is_built_with_pinned_versions():
+    pinned = {line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]) <= pinned
+    assert any(line.startswith("setuptools==") for line in pinned)  # torch's, which no environment of ours names
 
 
 def test_only_the_api_is_reachable_and_only_from_this_machine():
