@@ -7,10 +7,30 @@ import select
 import shutil
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions")
+
+
+class Unavailable(Exception):
+    """No browser can be started on this machine."""
+
+
+@cache
+def chromium():
+    """The program, installed from Debian's packages where it is missing and we may; raises Unavailable."""
+    if found := next(filter(None, map(shutil.which, NAMES)), None):
+        return found
+    if os.getuid() != 0 or shutil.which("apt-get") is None:
+        raise Unavailable("there is no Chromium, and no right to install it: apt-get install chromium")
+    install = "apt-get update -q && apt-get install -q -y --no-install-recommends chromium"
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(install, shell=True, env=environment, capture_output=True, text=True, timeout=600)
+    if done.returncode != 0 or (found := shutil.which("chromium")) is None:
+        raise Unavailable(f"Chromium cannot be installed: {done.stderr.strip()[-300:]}")
+    return found
 
 
 class Browser:
@@ -23,7 +43,7 @@ class Browser:
         high = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (theirs_in, theirs_out)]
         options = [*OPTIONS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "sh", CHROMIUM, *options],
+            ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "sh", chromium(), *options],
             pass_fds=high,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -13,12 +13,10 @@ import pytest
 from featurespeed.contract import Progress
 from featurespeed_service.store.keys import Grant, parse_token
 from tests.client.reports import report
-from tests.service.browser import CHROMIUM, Browser
+from tests.service.browser import Browser, Unavailable, chromium
 from tests.service.conftest import Api
 from tests.service.service_process import wait_until
 from tests.service.test_api import claimed
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 LISTED = "document.querySelectorAll('#jobs tr.link').length"
 
@@ -63,6 +61,10 @@ def guarded_api(tmp_path):
 
 @pytest.fixture(scope="module")
 def own_browser(tmp_path_factory):
+    try:
+        chromium()
+    except Unavailable as error:
+        pytest.skip(str(error))
     with Browser(profile := tmp_path_factory.mktemp("profile")) as browser:
         yield browser
     shutil.rmtree(profile, ignore_errors=True)
