@@ -26,6 +26,8 @@ def rows() -> Iterator[tuple[str, str, str]]:
             yield f"finite difference ÷ plain step: {where}", f"{difference:.2f}", "≤ 1.5"
         for name, megabytes, ratio in memory.memory_ratios(optimizer):
             yield f"peak memory ÷ plain step ({megabytes:.0f} MB): {name}, {optimizer}", f"{ratio:.2f}", "≤ 2.2"
+    for name, step, ratio in speed.monitor_ratios():
+        yield f"monitored step − its training step ({step:.0f} ms), ÷ that: {name}, adamw", f"{ratio:.2f}", "≤ 2"
     costs = speed.cost_per_layer()
     shown = ", ".join(f"{depth}: {cost:.2f}" for depth, cost in costs.items())
     yield f"ms per layer by depth, ResNet width 128 ({shown}): largest ÷ smallest", _spread(costs), "≤ 1.25"

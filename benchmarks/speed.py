@@ -6,8 +6,10 @@ Times are CPU times with one torch thread: on a machine that others use too, the
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from featurespeed.contract import parse_request
+from featurespeed_workers import FeatureSpeedMonitor
 from featurespeed_workers.architectures import build
 from featurespeed_workers.data import load
 from featurespeed_workers.directions import UpdateRule
@@ -96,6 +99,40 @@ def speed_ratios(optimizer: str, rounds: int = 9) -> Iterator[tuple[str, float, 
         actions = [work.step, partial(work.measure, "exact"), partial(work.measure, "finite_difference")]
         step, exact, difference = medians(actions, rounds)
         yield name, 1e3 * step, exact / step, difference / step
+
+
+def monitor_ratios(rounds: int = 9) -> Iterator[tuple[str, float, float]]:
+    """Per net: its name, milliseconds of a training step with AdamW, and what a monitored step costs more ÷ that.
+
+    The step is zero_grad, forward, backward and the optimizer's own, whose moments are there; the record is written.
+    """
+    for name, spec in NETS.items():
+        with tempfile.NamedTemporaryFile() as file, monitored(spec, file.name) as actions:
+            step, measured = medians(list(actions), rounds)
+        yield name, 1e3 * step, measured / step
+
+
+@contextmanager
+def monitored(spec: dict[str, Any], to: str) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """A training step, and the measurement of one that is written to a file."""
+    request = parse_request({"kind": "measure", "loss": "cross_entropy", "optimizer": {"name": "adamw"}, **spec})
+    network, loss = build(request.architecture, seed=0), loss_function("cross_entropy")
+    inputs, targets = load(request, dataset=None, dtype=torch.float32, device=torch.device("cpu")).batch(0, 0)
+    optimizer = torch.optim.AdamW(network.module.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(network.module(inputs), targets))
+        optimizer.step()
+
+    with FeatureSpeedMonitor(network, optimizer, to=to, every=1) as monitor:
+
+        def measure() -> None:
+            record = monitor.step(inputs, targets)
+            assert record is not None
+            assert record.error is None
+
+        yield step, measure
 
 
 def cost_per_layer(depths: Sequence[int] = (16, 32, 64, 128, 256, 512), rounds: int = 5) -> dict[int, float]:

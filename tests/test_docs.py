@@ -37,6 +37,13 @@ WRITTEN_FOR = "http://localhost:8000"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PYTHON = [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script`:DeprecationWarning"]
 """Warnings are errors; but torch's own forward-mode rules are scripted, see pyproject.toml."""
+LIGHTNING = [
+    "-W",
+    "ignore:`isinstance(treespec:FutureWarning",
+    "-W",
+    "ignore:The 'train_dataloader' does not have many",
+]
+"""What Lightning says of torch 2.13, and of data loaders without workers."""
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
 
@@ -151,6 +158,14 @@ def test_http_page_runs(address: str, folder: Path) -> None:
         "urn:featurespeed:problem:invalid-spec",
     ):
         assert expected in out
+
+
+@pytest.mark.parametrize("block", blocks("docs/monitor.md", "python"), ids=str)
+def test_monitor_page_runs(block: Block, folder: Path) -> None:
+    run([*PYTHON, *LIGHTNING, "-"], block.text, folder)
+    for written in folder.glob("*.jsonl"):
+        records = [json.loads(line) for line in written.read_text().splitlines()]
+        assert [(record["step"], record["error"]) for record in records] == [(0, None), (5, None)]
 
 
 def test_http_page_shows_json() -> None:

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from featurespeed_workers.api import measure, recommend
     from featurespeed_workers.errors import MeasurementError
     from featurespeed_workers.modules import network_of
+    from featurespeed_workers.monitoring.monitor import FeatureSpeedMonitor
 
-__all__ = ["MeasurementError", "measure", "network_of", "recommend"]
+__all__ = ["FeatureSpeedMonitor", "MeasurementError", "measure", "network_of", "recommend"]
 
-_HOMES = {"measure": "api", "recommend": "api", "network_of": "modules", "MeasurementError": "errors"}
+_HOMES = {
+    "measure": "api",
+    "recommend": "api",
+    "network_of": "modules",
+    "MeasurementError": "errors",
+    "FeatureSpeedMonitor": "monitoring.monitor",
+}
 
 
 def __getattr__(name: str) -> Any:

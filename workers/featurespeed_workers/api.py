@@ -64,9 +64,9 @@ def measure(
     """Measure angles, speeds and contributions of every block at the model's present state.
 
     ``model``: a module, a Network, or a function from a seed to one, called for each of ``seeds``. ``batches``: an
-    iterable of (inputs, targets), of which the first is used, or a function from a seed to one. ``optimizer``: a name
-    or a contract optimizer (both at a fresh state), or your torch optimizer (several in a list, as Muon and AdamW),
-    whose state is then the present one.
+    iterable of (inputs, targets), of which the first is used, or a function from a seed to one; inputs are the module's
+    one argument or a mapping with its keyword arguments. ``optimizer``: a name or a contract optimizer (both at a fresh
+    state), or your torch optimizer (several in a list, as Muon and AdamW), whose state is then the present one.
     ``learning_rates``: "balanced" (Eq. 8), one rate, a map from block to rate, or "optimizer": those of your torch
     optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.losses import LossFunction
 from featurespeed_workers.network import Network
-from featurespeed_workers.passes import Batch, Parameters, cut_nodes, under
+from featurespeed_workers.passes import Batch, Parameters, cut_nodes, forward, under
 from featurespeed_workers.reuse import RecordedOutputs, Recording
 
 
@@ -51,7 +51,7 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
 
     def action(module: nn.Module) -> Capture:
         with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
-            loss = loss_function(module(inputs.clone()), targets)
+            loss = loss_function(forward(module, inputs), targets)
         _check_features(network, features, versions, loss)
         wanted = [*features, *trained.values()]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from featurespeed.contract.request import Loss
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
+"""Of a module's output and targets."""
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -27,6 +29,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)}")
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def own_loss(outputs: Any, targets: Any = None) -> Tensor:
+    """The loss that a Hugging Face model returns where labels are among its inputs; ``targets`` are not looked at."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
+    if loss is None:
+        raise ValueError("loss: the model returned none; it needs labels among its inputs")
+    return loss  # type: ignore[no-any-return]
 
 
 def loss_function(name: Loss) -> LossFunction:

@@ -14,8 +14,10 @@ from torch.func import functional_call
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs (the module's one argument, batch axis first) and targets."""
+Inputs = Tensor | Mapping[str, Any]
+"""A module's one argument, batch axis first; or its keyword arguments by name."""
+Batch = tuple[Any, Any]
+"""Inputs, and what the loss takes beside the module's output: targets."""
 Parameters = Mapping[str, Tensor]
 T = TypeVar("T")
 
@@ -43,9 +45,16 @@ def under(network: Network, parameters: Parameters, action: Callable[[nn.Module]
     return result
 
 
-def call(network: Network, parameters: Parameters, inputs: Tensor) -> Any:
+def call(network: Network, parameters: Parameters, inputs: Inputs) -> Any:
     """The module's output under other parameters. Sees a copy of ``inputs``, in case it changes them in place."""
-    return under(network, parameters, lambda module: module(inputs.clone()))
+    return under(network, parameters, lambda module: forward(module, inputs))
+
+
+def forward(module: nn.Module, inputs: Inputs) -> Any:
+    """The module's output on a copy of ``inputs``."""
+    if isinstance(inputs, Mapping):
+        return module(**{name: x.clone() if isinstance(x, Tensor) else x for name, x in inputs.items()})
+    return module(inputs.clone())
 
 
 @contextlib.contextmanager
