@@ -248,6 +248,10 @@ def test_events_go_on_after_the_last_one_seen(api):
         assert read_events(api.http, job.id, last_event_id=event.id) == events[i + 1 :]
     (end,) = read_events(api.http, job.id, last_event_id=events[-1].id)  # all was seen: the end is told again
     assert Job.model_validate_json(end.data).status == "succeeded"
+    (schema,) = [
+        p["schema"] for p in api.app.openapi()["paths"]["/v1/jobs"]["get"]["parameters"] if p["name"] == "limit"
+    ]
+    assert (schema["minimum"], schema["maximum"], schema["type"]) == (1, 200, "integer")
     for number in ("x", "+0.0", "-1", "1.0", "²"):
         answer = api.http.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": number.encode()})
         assert answer.status_code == 422, number

@@ -15,7 +15,7 @@ import pytest
 
 from featurespeed.contract import Problem, parse_request
 from featurespeed_workers.ray_tasks import TINY
-from tests.service import hostile
+from tests.service import hostile, hostile_specs
 from tests.service.hostile import http, post
 from tests.service.service_process import ServiceProcess
 from tests.service.specs import spec
@@ -213,8 +213,8 @@ def test_fifty_posts_with_one_key_are_one_job(target):
 
 
 def test_a_page_of_large_requests_is_no_larger_than_four_mebibytes(target):
-    values = dict.fromkeys(hostile.NAMES, 0.12345678901234567)
-    large = spec(60, architecture=hostile.DEEP, initialization=values, learning_rates=values)
+    values = dict.fromkeys(hostile_specs.NAMES, 0.12345678901234567)
+    large = spec(60, architecture=hostile_specs.DEEP, initialization=values, learning_rates=values)
     ids = [target.http.post("/v1/jobs", json=large).raise_for_status().json()["id"] for _ in range(17)]
     found, parameters = [], {"limit": 200}
     pages = 0

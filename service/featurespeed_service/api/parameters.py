@@ -1,8 +1,8 @@
-"""Types of parameters that more than one route has."""
+"""What more than one route asks of its parameters."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BeforeValidator
 
@@ -14,5 +14,5 @@ def _digits(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_digits)]
-"""A whole number in a header or a query."""
+DIGITS = BeforeValidator(_digits)
+"""Of a whole number in a header or a query; behind its bounds, which the schema would lack otherwise."""

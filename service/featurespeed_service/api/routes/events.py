@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from featurespeed.contract import TERMINAL, Job
 from featurespeed_service.api.context import Ctx
-from featurespeed_service.api.parameters import Whole
+from featurespeed_service.api.parameters import DIGITS
 from featurespeed_service.api.problems import declared
 from featurespeed_service.api.refusals import Forbidden, Unauthenticated
 from featurespeed_service.api.security import Access, Reading
@@ -39,7 +39,7 @@ async def events(
     context: Ctx,
     access: Reading,
     found: Annotated[Job, Depends(existing_job)],
-    last_event_id: Annotated[Whole, Header(ge=0, le=2**63 - 1)] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1), DIGITS] = 0,
 ) -> AsyncIterable[ServerSentEvent]:
     """Events ``status`` (a Job), ``progress`` and ``measurement``, from the beginning or after Last-Event-ID.
 

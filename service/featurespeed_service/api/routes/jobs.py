@@ -10,7 +10,7 @@ from featurespeed.budget import check_budget
 from featurespeed.contract import Job, JobPage, Kind, Report, Status, parse_request_json
 from featurespeed_service.api.bodies import LARGE_BYTES, spec_body
 from featurespeed_service.api.context import Ctx
-from featurespeed_service.api.parameters import Whole
+from featurespeed_service.api.parameters import DIGITS
 from featurespeed_service.api.problems import declared
 from featurespeed_service.api.security import Reading, Writing
 
@@ -58,7 +58,7 @@ def page(
     status: Annotated[Status | None, Query()] = None,
     kind: Annotated[Kind | None, Query()] = None,
     cursor: Annotated[str | None, Query(max_length=500)] = None,
-    limit: Annotated[Whole, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=200), DIGITS] = 50,
 ) -> JobPage:
     """Jobs, newest first."""
     return access.store.page(status=status, kind=kind, cursor=cursor, limit=limit)
