@@ -240,7 +240,7 @@ def test_an_unfinished_line_is_cut_off_and_a_foreign_file_is_left_alone(tmp_path
     assert path.read_text() == '{"step":0}\n'
     path.write_text("# Notes\nof mine")
     with pytest.raises(ValueError, match="ends within a line that is no record, b'of mine'"):
-        FeatureSpeedMonitor(model, optimizer, to=path)
+        FeatureSpeedMonitor(model, optimizer, to=[tmp_path / "other.jsonl", path])  # which is closed again
     assert path.read_text() == "# Notes\nof mine"
 
 
@@ -295,6 +295,15 @@ def test_keyword_arguments_and_the_models_own_loss() -> None:
     assert found[0].model_copy(update={"seconds": 0}) == found[1].model_copy(update={"seconds": 0})
     assert found[0].error is None
     assert found[2].error.detail == "loss: the model returned none; it needs labels among its inputs"
+
+
+@pytest.mark.parametrize("case", ["same", "synchronized", "sharded"])
+def test_two_processes_never_wait_for_a_measurement(tmp_path, case: str) -> None:
+    """Rank 0 measures alone under DistributedDataParallel; what would wait for rank 1 is refused."""
+    command = [sys.executable, "-m", "tests.measurement.monitored_processes", case, str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)], cwd=ROOT, text=True, stderr=subprocess.PIPE) for rank in (0, 1)]
+    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.measurement import Method
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.monitoring.records import Failure, Record
-from featurespeed_workers.monitoring.targets import JsonLines, Sink, Target, sinks_of
+from featurespeed_workers.monitoring.targets import Sink, Target, close, sinks_of
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Inputs
 
@@ -124,9 +124,7 @@ class FeatureSpeedMonitor:
 
     def close(self) -> None:
         """Close the files that the monitor has opened; writers and callables are their owner's."""
-        for sink in self._sinks:
-            if isinstance(sink, JsonLines):
-                sink.close()
+        close(self._sinks)
 
     def __enter__(self) -> Self:
         return self

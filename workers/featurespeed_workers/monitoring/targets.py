@@ -27,7 +27,21 @@ Target = str | os.PathLike[str] | ScalarWriter | Sink
 def sinks_of(to: Target | Sequence[Target]) -> list[Sink]:
     """What takes the records; files are opened. Raises ValueError for a target of another kind, OSError for a file."""
     targets = to if isinstance(to, Sequence) and not isinstance(to, str) else [to]
-    return [_sink(target) for target in targets]
+    sinks: list[Sink] = []
+    try:
+        for target in targets:
+            sinks.append(_sink(target))
+    except BaseException:
+        close(sinks)
+        raise
+    return sinks
+
+
+def close(sinks: Sequence[Sink]) -> None:
+    """Close the files among them; writers and callables are their owner's."""
+    for sink in sinks:
+        if isinstance(sink, JsonLines):
+            sink.close()
 
 
 def _sink(target: Any) -> Sink:
