@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from featurespeed.defaults import FEATURE_STEPS, RELATIVE_SENSITIVITY
 from featurespeed_workers import MeasurementError, measure, network_of, recommend
+from featurespeed_workers.losses import own_loss
 
 
 class Residual(nn.Module):
@@ -341,3 +342,30 @@ def test_a_zero_head_is_scaled_as_if_drawn_and_probed_so() -> None:
     )
     after = measure(model, batches, optimizer="sgd").measurements[0]
     assert all(layer.gradient_norm.mean > 0 for layer in after.layers)
+
+
+class ByKeyword(nn.Module):
+    """The same network, called as models of Hugging Face are: by keyword, with its loss beside the logits."""
+
+    def __init__(self, own: Own) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, *, tokens, labels=None, verbose=False):
+        logits = self.own(tokens)
+        return {"logits": logits, "loss": None if labels is None else nn.functional.cross_entropy(logits, labels)}
+
+
+def test_keyword_arguments_and_a_loss_of_the_models_own_give_the_same(own, batches) -> None:
+    model = ByKeyword(own)
+    blocks = {f"own.{block}": [f"own.{name}" for name in more] for block, more in BLOCKS.items()}
+    branches = {f"own.{block}": [f"own.{name}" for name in names] for block, names in BRANCHES.items()}
+    given = [({"tokens": x, "labels": y, "verbose": False}, None) for x, y in batches]
+    for call in (measure, recommend):
+        more = {} if call is measure else {"branches": BRANCHES}
+        plain = call(own, batches, blocks=BLOCKS, optimizer="sgd", stability=True, **more)
+        more = {} if call is measure else {"branches": branches}
+        other = call(model, given, loss=own_loss, blocks=blocks, optimizer="sgd", stability=True, **more)
+        text = other.model_dump_json(exclude={"provenance": {"wall_seconds"}}).replace("own.", "")
+        assert text == plain.model_dump_json(exclude={"provenance": {"wall_seconds"}})
+        assert plain.stability is not None

@@ -18,7 +18,7 @@ from featurespeed_workers.balance import rate_of
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.measurement import Setting, StateMeasurement
 from featurespeed_workers.network import Network
-from featurespeed_workers.passes import Batch, Parameters, cut_nodes, inner, norm, same_randomness, under
+from featurespeed_workers.passes import Batch, Parameters, cut_nodes, forward, inner, norm, same_randomness, under
 from featurespeed_workers.velocity import plain_kernels
 
 
@@ -62,9 +62,9 @@ def stability(
         captured = replace(capture(setting.network, parameters, batch, setting.loss_function), recording=())
         velocity, unit = _velocity(setting, parameters, captured, measured.all_rates)
         changes = _Changes(captured)
-        for start, part in _parts(batch, examples):
+        for start, part, weight in _parts(batch, examples):
             rewind()
-            changes.add(*_second_derivatives(setting, parameters, part, velocity, len(batch[0])), start)
+            changes.add(*_second_derivatives(setting, parameters, part, velocity, weight), start)
     return _combine(setting.network, captured, changes, measured, unit / measured.loss_decay)
 
 
@@ -85,17 +85,22 @@ def _velocity(
     return {name: direction * (-rate / unit) for name, (rate, direction) in found.items()}, unit
 
 
-def _parts(batch: Batch, examples: int | None) -> list[tuple[int, Batch]]:
-    """The batch in parts, each with the number of its first example."""
+def _parts(batch: Batch, examples: int | None) -> list[tuple[int, Batch, float]]:
+    """The batch in parts: the first example's number, the part, and its weight in the loss, a mean over examples."""
+    if examples is None:
+        return [(0, batch, 1.0)]
     inputs, targets = batch
-    size = examples or len(inputs)
-    return [(i, (inputs[i : i + size], targets[i : i + size])) for i in range(0, len(inputs), size)]
+    found = []
+    for i in range(0, len(inputs), examples):
+        part = inputs[i : i + examples]
+        found.append((i, (part, targets[i : i + examples]), len(part) / len(inputs)))
+    return found
 
 
 def _second_derivatives(
-    setting: Setting, parameters: Parameters, batch: Batch, velocity: Mapping[str, Tensor], total: int
+    setting: Setting, parameters: Parameters, batch: Batch, velocity: Mapping[str, Tensor], weight: float
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """ḃ_l by block, and d∇/dt by parameter, of this part of a batch of ``total`` examples.
+    """ḃ_l by block, and d∇/dt by parameter, of this part of a batch, ``weight`` times.
 
     Of L̇ = ⟨∇L, ẇ⟩ as a function of w, the gradient is ∇²L ẇ. Shift a cut node to f_l + δ: then ∂L̇/∂δ at 0 is the
     derivative along ẇ of ∂L/∂δ = b_l, for second derivatives commute. So one backward pass through L̇ gives all.
@@ -112,7 +117,7 @@ def _second_derivatives(
 
     def action(module: nn.Module) -> None:
         with torch.enable_grad(), plain_kernels(), cut_nodes(network, keep):
-            loss = setting.loss_function(module(inputs.clone()), targets)
+            loss = setting.loss_function(forward(module, inputs), targets)
             moving = [trained[name] for name in velocity]
             gradients = torch.autograd.grad(loss, moving, create_graph=True, allow_unused=True)
             pairs = zip(gradients, velocity.values(), strict=True)
@@ -125,7 +130,6 @@ def _second_derivatives(
                 torch.autograd.backward(slope)
 
     under(network, leaves, action)
-    weight = len(inputs) / total  # the loss is a mean over examples
     backward, change = [_change(x, weight) for x in nodes], {n: _change(p, weight) for n, p in trained.items()}
     return backward, change
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network, Scalable
-from featurespeed_workers.passes import Batch, Parameters, call, norm, same_randomness
+from featurespeed_workers.passes import Batch, Inputs, Parameters, call, norm, same_randomness
 
 IMMATERIAL = 0.1
 """Below this elasticity (d log rms / d log scale) a scale is immaterial; a linear block has 1, a norm layer 0."""
@@ -66,17 +66,25 @@ def scale_features(
     return Forwarded(scaled, tuple(scalables[i] for i in immaterial), tuple(scalables[i] for i in unreached))
 
 
-def _together(batches: Sequence[Batch]) -> Tensor:
-    shapes = {tuple(inputs.shape[1:]) for inputs, _ in batches}
+def _together(batches: Sequence[Batch]) -> Inputs:
+    """The inputs of all batches as those of one; what is no tensor among keyword arguments is the first batch's."""
+    first, *_ = inputs = [x for x, _ in batches]
+    if not isinstance(first, Mapping):
+        return _joined(inputs)
+    return {name: _joined([x[name] for x in inputs]) if isinstance(own, Tensor) else own for name, own in first.items()}
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
     if len(shapes) > 1:
         raise ValueError(f"batches: inputs must have one shape beyond the batch axis, got {sorted(shapes)}")
-    return torch.cat([inputs for inputs, _ in batches])
+    return torch.cat(list(tensors))
 
 
 def _elasticity(
     network: Network,
     parameters: Parameters,
-    inputs: Tensor,
+    inputs: Inputs,
     scalables: Sequence[tuple[str, Scalable]],
     now: Sequence[float],
 ) -> list[float]:
@@ -95,7 +103,7 @@ def multiply(parameters: dict[str, Tensor], scalable: Scalable, factor: float) -
 
 
 def _output_rms(
-    network: Network, parameters: Parameters, inputs: Tensor, scalables: Sequence[tuple[str, Scalable]]
+    network: Network, parameters: Parameters, inputs: Inputs, scalables: Sequence[tuple[str, Scalable]]
 ) -> list[float]:
     """Rms of every scalable's output, in a pass in which each output is brought to its target on the spot.
 
@@ -121,7 +129,7 @@ def _output_rms(
             module = network.module.get_submodule(scalable.module)
             stack.callback(module.register_forward_hook(hook(i, name, scalable.target_rms)).remove)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(same_randomness(inputs.device))
+        stack.enter_context(same_randomness(next(iter(parameters.values())).device))
         call(network, parameters, inputs)
     for (block, scalable), rms in zip(scalables, found, strict=True):
         if rms == 0:
