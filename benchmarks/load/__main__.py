@@ -55,6 +55,7 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
                 yield submissions(kind, clients=asked.clients, seconds=asked.seconds, dispatcher=dispatcher)
         if asked.jobs:
             yield drain.drained(kind, jobs=asked.jobs)
+            yield drain.drained(kind, jobs=asked.jobs, tiny=True)
 
 
 def main() -> None:

@@ -28,9 +28,18 @@ SPEC: dict[str, Any] = {
 }
 
 
-def spec(number: int) -> bytes:
-    """A tiny job; each number is another one."""
-    return json.dumps({**SPEC, "data": {**SPEC["data"], "seed": number}}).encode()
+SMALL = {
+    **SPEC,
+    "kind": "recommend",
+    "architecture": {"family": "mlp", "input_dim": 64, "width": 256, "depth": 8, "output_dim": 10},
+    "data": {"kind": "gaussian", "batch_size": 64},
+}
+"""The smallest job that somebody would send in earnest: a tenth of a second or so of one core."""
+
+
+def spec(number: int, like: dict[str, Any] = SPEC) -> bytes:
+    """A job, tiny unless told otherwise; each number is another one."""
+    return json.dumps({**like, "data": {**like["data"], "seed": number}}).encode()
 
 
 @dataclass(frozen=True)
