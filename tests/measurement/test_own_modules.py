@@ -320,7 +320,7 @@ def test_a_zero_gradient_names_its_block() -> None:
 def test_a_feature_changed_in_place_is_named() -> None:
     model, data = two_blocks(nn.Linear(4, 4), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)))
     with pytest.raises(MeasurementError, match="output of block '0' is changed in place"):
-        measure(model, data)
+        measure(model, data, blocks=["0", "1"])
 
 
 def test_a_zero_head_is_scaled_as_if_drawn_and_probed_so() -> None:

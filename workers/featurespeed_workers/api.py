@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from featurespeed.defaults import RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, 
 from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import UpdateRule, rules_of
+from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Method, Rates, Setting, measure_state
 from featurespeed_workers.modules import Blocks, network_of
@@ -71,8 +73,10 @@ def measure(
     optimizers' groups. ``contributions``: balanced rates give each block that trains the part (its weight) / (sum of
     their weights) of the loss decay; a map from ``input`` (the first block), ``hidden`` and ``output`` (the last) to
     weights. ``granularity``: what has a balanced rate of its own, a ``block``, a ``tensor`` or a ``group``. Parameters
-    that require no gradient are frozen. ``blocks``: see :func:`network_of`. ``stability``: measure how fast backward
-    passes and gradients change, by a second derivative, at the cost of about four training steps.
+    that require no gradient are frozen. ``blocks``: see :func:`network_of`; unless given they are found, by
+    :func:`featurespeed_workers.blocks`, on the first batch, and shown on standard error if that is a terminal.
+    ``stability``: measure how fast backward passes and gradients change, by a second derivative, at the cost of about
+    four training steps.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
@@ -80,9 +84,8 @@ def measure(
     _check(method, granularity, seeds)
     began, cells = time.perf_counter(), []
     for seed in seeds:
-        network = _network(model, seed, blocks, None)
+        network, [batch] = _begun(model, batches, seed, blocks, None, 1, show=seed == seeds[0])
         setting = _setting(network, loss, optimizer, method, own_rates=learning_rates == "optimizer")
-        [batch] = _first(batches, seed, 1)
         weights = None if contributions is None else _weights(setting, contributions)
         rates = _rates(network, learning_rates, weights, granularity)
         found = measure_state(setting, _parameters(network), batch, rates)
@@ -130,9 +133,9 @@ def recommend(
     probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:
-        network = _network(model, seed, blocks, branches)
+        count = RECOMMENDATION_BATCHES + probing.batches
+        network, drawn = _begun(model, batches, seed, blocks, branches, count, show=seed == seeds[0])
         setting = _setting(network, loss, optimizer, method, own_rates=False)
-        drawn = _first(batches, seed, RECOMMENDATION_BATCHES + probing.batches)
         chosen = drawn[:RECOMMENDATION_BATCHES]
         weights = _weights(setting, contributions or {})
         scaling = fsc(
@@ -183,9 +186,26 @@ def _weights(setting: Setting, given: Mapping[str, float]) -> dict[str, float]:
     return {**defaults, **given}
 
 
-def _network(model: Model, seed: int, blocks: Blocks | None, branches: Mapping[str, Sequence[str]] | None) -> Network:
+def _begun(
+    model: Model,
+    batches: Batches,
+    seed: int,
+    blocks: Blocks | None,
+    branches: Mapping[str, Sequence[str]] | None,
+    count: int,
+    *,
+    show: bool,
+) -> tuple[Network, list[Batch]]:
+    """The network of a seed, and its first batches; ``show``: blocks that are found, on standard error if a terminal."""
     built = model if isinstance(model, nn.Module | Network) else model(seed)
-    return built if isinstance(built, Network) else network_of(built, blocks, branches)
+    drawn = _first(batches, seed, count)
+    if isinstance(built, Network):
+        return built, drawn
+    if blocks is None:
+        blocks = found_blocks(built, drawn[0])
+        if show and sys.stderr is not None and sys.stderr.isatty():
+            print(blocks, file=sys.stderr, flush=True)
+    return network_of(built, blocks, branches), drawn
 
 
 def _parameters(network: Network) -> dict[str, Tensor]:

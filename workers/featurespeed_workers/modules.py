@@ -5,29 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from featurespeed_workers.network import Block, Network, Scalable
+from featurespeed_workers.found_blocks import UNTIE
+from featurespeed_workers.found_blocks import blocks as found_blocks
+from featurespeed_workers.network import Block, Network, Scalable, check_module
 
 Blocks = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 def network_of(
-    module: nn.Module, blocks: Blocks | None = None, branches: Mapping[str, Sequence[str]] | None = None
+    module: nn.Module,
+    blocks: Blocks | None = None,
+    branches: Mapping[str, Sequence[str]] | None = None,
+    *,
+    inputs: Tensor | None = None,
 ) -> Network:
     """Cut ``module`` into blocks.
 
     ``blocks`` names, in forward order, the submodules whose outputs are the cut nodes: features through which the whole
     signal passes. A mapping adds to each the modules or parameters that belong to its block besides its own, as in
-    ``{"dropout": ["tokens", "positions"], "layers.0": [], "head": ["final_norm"]}``. Unless given, the blocks are the
-    children that have parameters.
+    ``{"dropout": ["tokens", "positions"], "layers.0": [], "head": ["final_norm"]}``. Unless given, they are those that
+    :func:`featurespeed_workers.blocks` finds for ``inputs``, and without inputs the children that have parameters.
 
     ``branches`` names, for a residual block, the last linear layer of every branch; these are rescaled so that all
     branches together add a mean square of 1 to the residual stream. Of any other block all matrices are rescaled
     together, frozen ones never. Raises ValueError for unknown modules, for parameters that are in no block or in two,
     and for modules that cannot be measured as they are (compiled, or changing their own weights).
     """
-    _check_modules(module)
+    check_module(module)
+    if blocks is None and inputs is not None:
+        blocks = found_blocks(module, inputs)
     chosen = _owned(module, blocks)
     branches = dict(branches or {})
     for name in [*chosen, *(n for names in branches.values() for n in names)]:
@@ -47,14 +55,6 @@ def network_of(
             for name in chosen
         ),
     )
-
-
-def _check_modules(module: nn.Module) -> None:
-    for path, part in module.named_modules():
-        if type(part).__name__ == "OptimizedModule":
-            raise ValueError(f"model: {path or 'it'} is compiled; measure the module that you gave to torch.compile")
-        if getattr(part, "max_norm", None) is not None:
-            raise ValueError(f"model: {path or 'it'} changes its own weights when called (max_norm)")
 
 
 def _owned(module: nn.Module, blocks: Blocks | None) -> dict[str, list[str]]:
@@ -77,8 +77,8 @@ def _partition(module: nn.Module, owned: Mapping[str, Sequence[str]]) -> dict[st
             raise ValueError(f"blocks: parameter {path!r} is {where}; it must be in exactly one")
         if id(p) in owners:
             other, block = owners[id(p)]
-            if block != homes[0]:
-                raise ValueError(f"blocks: parameter {path!r} is tied to {other!r} of block {block!r}; untie them")
+            if block != homes[0] and p.requires_grad:  # one that is frozen belongs to the first
+                raise ValueError(f"blocks: parameter {path!r} is tied to {other!r} of block {block!r}; {UNTIE}")
             continue
         owners[id(p)] = (path, homes[0])
         parameters[homes[0]].append(first_names[id(p)])
