@@ -1,4 +1,4 @@
-"""Networks written by hand, with the blocks that a person would name; what a block owns besides its module is listed."""
+"""Networks written by hand, with the blocks that a person would name and what each owns besides its module."""
 
 from __future__ import annotations
 

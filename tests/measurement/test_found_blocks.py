@@ -62,7 +62,7 @@ def test_what_was_found_can_be_passed_on_and_changed() -> None:
 
 def state_of(model: nn.Module) -> dict[str, object]:
     return {
-        "tensors": [(n, id(x), x._version, x.requires_grad, x.device) for n, x in model.state_dict(keep_vars=True).items()],
+        "tensors": [(n, id(x), x._version, x.requires_grad) for n, x in model.state_dict(keep_vars=True).items()],
         "values": copy.deepcopy(model.state_dict()),
         "gradients": [None if p.grad is None else id(p.grad) for p in model.parameters()],
         "modes": [m.training for m in model.modules()],
@@ -101,7 +101,7 @@ class Remembers(nn.Module):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_changes(fails: bool, capfd) -> None:
-    """To the bit: weights, gradients, buffers, modes, hooks, what modules keep of a pass, random states, the terminal."""
+    """To the bit: weights, gradients, buffers, modes, hooks, what modules keep of a pass, random states."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), Remembers(8), nn.Linear(8, 3))
     seen = []
@@ -129,7 +129,7 @@ def tied() -> nn.Module:
 
 
 def test_tied_weights_are_refused_untied_ones_and_frozen_ones_are_not() -> None:
-    with pytest.raises(ValueError, match=r"'transformer.wte.weight' acts on both sides .* \(a tied weight\); untie them"):
+    with pytest.raises(ValueError, match=r"'transformer.wte.weight' acts on both sides .*; untie them"):
         blocks(tied(), TOKENS)
     untied = tied()
     untied.lm_head.weight = nn.Parameter(untied.transformer["wte"].weight.detach().clone())
@@ -175,14 +175,14 @@ REFUSED = {
         r"cannot be traced \(GuardOnDataDependentSymNode: .*\); name the cut nodes by hand: blocks=\[",
     ),
     "an error of its own": (lambda: nn.Sequential(nn.Linear(5, 6), linear()), r"cannot be traced \(RuntimeError: .*5"),
-    "one block": (lambda: nn.Sequential(linear(), nn.ReLU()), r"at least 2 are needed, found 1: .*; name the cut nodes"),
+    "one block": (lambda: nn.Sequential(linear(), nn.ReLU()), r"at least 2 are needed, found 1: .*; name the cut"),
     "a skip around everything": (
         lambda: Parts(lambda m, x: x + m.b(m.a(x)), a=linear(), b=linear()),
         "at least 2 are needed, found 0: ",
     ),
     "a parameter behind the last module": (
         lambda: Parts(lambda m, x: m.b(m.a(x)) * m.gain, a=linear(), b=linear(), gain=nn.Parameter(torch.ones(6))),
-        "parameter 'gain' acts after 'b', the last submodule whose output is a cut node; put it into a submodule",
+        "parameter 'gain' acts after 'b', the last submodule whose output is a cut node; put it",
     ),
 }  # fmt: skip
 
@@ -194,6 +194,22 @@ def test_refusals_say_why_in_one_line(case: str, capfd) -> None:
         measure(make(), [(torch.randn(5, 6), torch.zeros(5, dtype=torch.long))])
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_inputs_may_have_names_and_outputs_too() -> None:
+    """As Hugging Face has them: keyword arguments, some of them masks; a dictionary with the loss and the logits."""
+
+    class Named(Gpt):
+        def forward(self, tokens: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = super().forward(tokens) * mask[..., None]
+            return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+    inputs = {"tokens": TOKENS, "mask": torch.ones(2, 7, dtype=torch.long), "labels": TOKENS}
+    model = Named(layers=2).double()
+    found = blocks(model, inputs)
+    assert as_named(found) == as_named(blocks(Gpt(layers=2), TOKENS))
+    report = measure(model, [(inputs, None)], loss=lambda output, _: output["loss"], blocks=found)
+    assert report.measurements[0].formula_residual < 1e-9
 
 
 def test_named_by_hand_it_need_not_be_traced() -> None:

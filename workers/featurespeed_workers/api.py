@@ -196,7 +196,7 @@ def _begun(
     *,
     show: bool,
 ) -> tuple[Network, list[Batch]]:
-    """The network of a seed, and its first batches; ``show``: blocks that are found, on standard error if a terminal."""
+    """The network of a seed, and its first batches; ``show``: print blocks that are found, if a terminal is there."""
     built = model if isinstance(model, nn.Module | Network) else model(seed)
     drawn = _first(batches, seed, count)
     if isinstance(built, Network):

@@ -143,7 +143,9 @@ def _between(
         own = [i for i in path if before < i <= c.position]
         parameters = frozenset[str]().union(*(nodes[i].parameters for i in own))
         found.append(
-            replace(c, parameters=parameters, maps=any(nodes[i].maps for i in own), branches=any(i in joins for i in own))
+            replace(
+                c, parameters=parameters, maps=any(nodes[i].maps for i in own), branches=any(i in joins for i in own)
+            )
         )
         before = c.position
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """One tensor (or tuple of tensors) of a pass, that depends on an input through numbers that can be differentiated."""
+    """One tensor of a pass (or a tuple of them) that depends on an input through real numbers."""
 
     operands: tuple[int, ...]
     """The nodes that it is computed from, parameters and constants left out."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from featurespeed_workers.block_search import Found, search
 from featurespeed_workers.network import check_module
+from featurespeed_workers.passes import Batch, Inputs
 from featurespeed_workers.tracing import BY_HAND, trace
 
 
@@ -20,7 +21,7 @@ class Owned:
     count: int
     """Numbers in its parameters."""
     marks: tuple[str, ...]
-    """``frozen``, ``tied`` (under several names, or used by several modules) or ``unused``: true of some or all of them."""
+    """Which of ``frozen``, ``tied`` (under several names) and ``unused`` holds for some of them."""
 
 
 class FoundBlocks(Mapping[str, Sequence[str]]):
@@ -64,21 +65,22 @@ class FoundBlocks(Mapping[str, Sequence[str]]):
     __repr__ = __str__
 
 
-def blocks(model: nn.Module, batch: tuple[Tensor, Tensor] | Tensor) -> FoundBlocks:
+def blocks(model: nn.Module, batch: Batch | Inputs) -> FoundBlocks:
     """Find the cut nodes of ``model``, hence its blocks: ``print(blocks(model, batch))`` before anything is measured.
 
-    ``batch``: (inputs, targets) or inputs alone; only shapes and dtypes count. The model is traced by ``torch.export``
-    with fake tensors (no memory, no computation; the meta device will do) and nothing of it changes. A cut node is a
-    feature through which every path from an input to the output passes (paper, Eq. 1); of these the outputs of
-    submodules are taken, one a residual block, or one a linear map in a plain chain: see ``block_search.py`` for the
-    rule. A parameter belongs to the block in which it acts, one that acts nowhere to the nearest module's. All real
-    outputs count as used by the loss. Integers and booleans carry no signal: a mask may reach every layer.
+    ``batch``: (inputs, targets) or inputs alone, a tensor or keyword arguments by name; only shapes and dtypes count.
+    The model is traced by ``torch.export`` with fake tensors (no memory, no computation; the meta device will do) and
+    nothing of it changes. A cut node is a feature through which every path from an input to the output passes (paper,
+    Eq. 1); of these the outputs of submodules are taken, one a residual block, or one a linear map in a plain chain:
+    see ``block_search.py`` for the rule. A parameter belongs to the block in which it acts, one that acts nowhere to
+    the nearest module's. All real outputs count as used by the loss. Integers and booleans carry no signal: a mask may
+    reach every layer.
 
     Raises ValueError if the model cannot be traced or has less than two blocks, saying why.
     """
     check_module(model)
     found = search(
-        trace(model, batch if isinstance(batch, Tensor) else batch[0]),
+        trace(model, batch[0] if isinstance(batch, tuple | list) else batch),
         [name for name, p in model.named_parameters() if p.requires_grad],
     )
     _check(found)
@@ -102,15 +104,15 @@ def _check(found: Found) -> None:
     if not found.used:
         raise ValueError("blocks: no parameter lies between the input and the output")
     if len(found.cut_nodes) < 2:
-        why = f"outputs of submodules through which every path from the input to the output passes are too few; {BY_HAND}"
+        why = f"every path from the input to the output passes through the outputs of too few submodules; {BY_HAND}"
         if found.tied:
             why = f"parameter {found.tied[0]!r} acts on both sides of every other cut node (a tied weight); {UNTIE}"
         raise ValueError(f"blocks: at least 2 are needed, found {len(found.cut_nodes)}: {why}")
     if found.behind:
         last = found.cut_nodes[-1].names[0]
         raise ValueError(
-            f"blocks: parameter {found.behind[0]!r} acts after {last!r}, the last submodule whose output is a cut node; "
-            "put it into a submodule"
+            f"blocks: parameter {found.behind[0]!r} acts after {last!r}, the last submodule whose output is a cut "
+            "node; put it into a submodule"
         )
 
 
@@ -163,7 +165,7 @@ def _owned(
     grouped: dict[str, list[str]] = {}
     for name in paths:
         grouped.setdefault(_holder(name, block, extras), []).append(name)
-    marks = {
+    marks: dict[str, Callable[[str], bool]] = {
         "frozen": lambda name: not parameters[name].requires_grad,
         "tied": lambda name: len(paths[name]) > 1,
         "unused": lambda name: name not in used,

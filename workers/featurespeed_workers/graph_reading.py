@@ -1,4 +1,4 @@
-"""The dataflow in a graph of ``torch.export``: operators of aten, the module in which each was called in its meta data."""
+"""The dataflow in a graph of ``torch.export``, whose nodes are calls of aten operators, each within some module."""
 
 from __future__ import annotations
 
@@ -13,15 +13,42 @@ from torch import Tensor, fx
 
 from featurespeed_workers.dataflow import Dataflow, Node
 
-_LIBRARY = torch.library.Library("featurespeed", "FRAGMENT")
-_LIBRARY.define("output_of(Tensor output, str module) -> Tensor")
-_LIBRARY.impl("output_of", lambda output, module: output.clone(), "CompositeExplicitAutograd")
+_LIBRARY = torch.library.Library("featurespeed", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("output_of(Tensor output, str module) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl(  # type: ignore[no-untyped-call]
+    "output_of", lambda output, module: output.clone(), "CompositeExplicitAutograd"
+)
 OUTPUT_OF = torch.ops.featurespeed.output_of.default
 """Does nothing; leaves in the graph whose output a tensor is."""
 
 _GAINS = frozenset(
-    "add sub rsub mul div addcmul addcdiv lerp pow cat concat stack where maximum minimum prelu _prelu_kernel clamp "
-    "layer_norm rms_norm _fused_rms_norm native_layer_norm batch_norm instance_norm group_norm".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "pow",
+        "cat",
+        "concat",
+        "stack",
+        "where",
+        "maximum",
+        "minimum",
+        "prelu",
+        "_prelu_kernel",
+        "clamp",
+        "layer_norm",
+        "rms_norm",
+        "_fused_rms_norm",
+        "native_layer_norm",
+        "batch_norm",
+        "instance_norm",
+        "group_norm",
+    ]
 )
 """Operators by which a parameter enters without mixing features: sums, gains, normalisations."""
 
@@ -43,8 +70,8 @@ class _Value:
 def dataflow_of(graph: fx.GraphModule, parameters: Mapping[str, str], inputs: Collection[Any]) -> Dataflow:
     """The signals of a graph as ``torch.export`` makes it; subgraphs are inlined, changes in place are nodes.
 
-    ``parameters``: name by placeholder; ``inputs``: the placeholders of the module's inputs. A signal is a tensor of real
-    numbers that depends on an input; one that is computed from an integer input without a parameter is none.
+    ``parameters``: name by placeholder; ``inputs``: the placeholders of the module's inputs. A signal is a tensor of
+    real numbers that depends on an input; one that is computed from an integer input without a parameter is none.
     """
     return _Reader(parameters, inputs).read(graph)
 
@@ -97,7 +124,7 @@ class _Reader:
 
     def _call(self, node: fx.Node, operands: Sequence[_Value], known: Mapping[fx.Node, _Value]) -> _Value:
         signals = {v.node for v in operands if v.node is not None}
-        signals |= {self._written[v.root] for v in operands if self._written.get(v.root, -1) > (-1 if v.node is None else v.node)}
+        signals |= {self._written[v.root] for v in operands if self._written.get(v.root, -1) > (v.node or 0)}
         carried = frozenset[str]().union(*(v.parameters for v in operands))
         raw = any(v.raw for v in operands)
         root = _root(node, known)
@@ -106,7 +133,8 @@ class _Reader:
             self._calls[str(mark)] += 1
         begins = not signals and raw and bool(carried)
         if not _is_real(node) or not (signals or begins):
-            return _Value(raw=raw or bool(signals), parameters=carried if not (raw or signals) else frozenset(), root=root)
+            depends = raw or bool(signals)
+            return _Value(raw=depends, parameters=frozenset() if depends else carried, root=root)
         maps = bool(carried) and _name(node).rstrip("_") not in _GAINS
         made = Node(tuple(sorted(signals)), begins, carried, maps, _module(node), None if mark is None else str(mark))
         number = self._add(made, root)
@@ -129,9 +157,11 @@ def _subgraph(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, lis
     """The body and arguments of a call under a context (autocast, no_grad), which torch.export keeps as a subgraph."""
     if not _name(node).startswith("wrap_with_"):
         return None
-    bodies = [getattr(graph, str(a.target), None) if isinstance(a, fx.Node) else None for a in node.args]
-    at = next(i for i, body in enumerate(bodies) if isinstance(body, fx.GraphModule))
-    return bodies[at], list(node.args[at + 1 :])
+    for i, argument in enumerate(node.args):
+        body = getattr(graph, str(argument.target), None) if isinstance(argument, fx.Node) else None
+        if isinstance(body, fx.GraphModule):
+            return body, list(node.args[i + 1 :])
+    return None
 
 
 def _is_real(node: fx.Node) -> bool:
@@ -142,7 +172,8 @@ def _is_real(node: fx.Node) -> bool:
 
 def _name(node: fx.Node) -> str:
     target = node.target
-    return str(target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target.__name__).rpartition(".")[2]
+    path = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", target)
+    return str(path).rpartition(".")[2]
 
 
 def _module(node: fx.Node) -> str:
@@ -157,7 +188,9 @@ def _changed(node: fx.Node) -> list[fx.Node]:
     if schema is None or not schema.is_mutable:
         return []
     named = zip(schema.arguments, node.args, strict=False)
-    written = [argument for declared, argument in named if declared.alias_info is not None and declared.alias_info.is_write]
+    written = [
+        argument for declared, argument in named if declared.alias_info is not None and declared.alias_info.is_write
+    ]
     return [argument for argument in written if isinstance(argument, fx.Node)]
 
 

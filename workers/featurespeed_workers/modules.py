@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from featurespeed_workers.found_blocks import UNTIE
 from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.network import Block, Network, Scalable, check_module
+from featurespeed_workers.passes import Inputs
 
 Blocks = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -19,7 +20,7 @@ def network_of(
     blocks: Blocks | None = None,
     branches: Mapping[str, Sequence[str]] | None = None,
     *,
-    inputs: Tensor | None = None,
+    inputs: Inputs | None = None,
 ) -> Network:
     """Cut ``module`` into blocks.
 

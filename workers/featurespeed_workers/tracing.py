@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,19 +18,21 @@ from torch import Tensor, nn
 
 from featurespeed_workers.dataflow import Dataflow
 from featurespeed_workers.graph_reading import OUTPUT_OF, dataflow_of
+from featurespeed_workers.passes import Inputs
 
 BY_HAND = "name the cut nodes by hand: blocks=[names of submodules in forward order, each of whose outputs is one]"
 
 
-def trace(module: nn.Module, inputs: Tensor) -> Dataflow:
-    """The dataflow of ``module(inputs)``. Neither the module nor the global random state changes.
+def trace(module: nn.Module, inputs: Inputs) -> Dataflow:
+    """The dataflow of the module's pass on ``inputs``. Neither the module nor the global random state changes.
 
-    Signals are real numbers: an integer or boolean tensor (tokens, a mask) carries none, but what is looked up by it in a
-    parameter does. Raises ValueError if the module cannot be traced, saying why in one line.
+    Signals are real numbers: an integer or boolean tensor (tokens, a mask) carries none, but what is looked up by it in
+    a parameter does. Raises ValueError if the module cannot be traced, saying why in one line.
     """
+    arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     try:
         with _marked(module), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
-            program = torch.export.export(module, (inputs,), strict=False)
+            program = torch.export.export(module, arguments, keywords, strict=False)
     except Exception as error:  # torch.export raises what it meets, errors of the module itself included
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"
