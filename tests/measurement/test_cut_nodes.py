@@ -111,6 +111,10 @@ def residual() -> Parts:
     return Parts(lambda m, x: x + m.b(torch.relu(m.a(x))), a=linear(), b=linear())
 
 
+def post_norm() -> Parts:
+    return Parts(lambda m, x: m.norm(x + m.b(torch.relu(m.a(x)))), a=linear(), b=linear(), norm=nn.LayerNorm(6))
+
+
 def gated() -> Parts:
     return Parts(lambda m, x: m.b(x * torch.sigmoid(x)), b=linear())
 
@@ -185,6 +189,24 @@ SHAPES = {
     "one residual block alone is looked into": (
         lambda: Parts(lambda m, x: m.net(x), net=Parts(_around, a=linear(), b=linear(), d=linear())),
         [("net.a", []), ("net.d", ["net.b"])],
+    ),
+    "a layer of two modules, each with a sum and a norm": (
+        lambda: Parts(
+            lambda m, x: m.head(m.layers[1](m.layers[0](x))),
+            layers=nn.ModuleList(
+                Parts(lambda m, x: m.b(m.a(x)), a=post_norm(), b=post_norm()) for _ in range(2)
+            ),
+            head=linear(),
+        ),
+        [("layers.0", []), ("layers.1", []), ("head", [])],
+    ),
+    "stages of residual blocks": (
+        lambda: Parts(
+            lambda m, x: m.head(m.stages[1](m.stages[0](x))),
+            stages=nn.ModuleList(nn.Sequential(residual(), residual()) for _ in range(2)),
+            head=linear(),
+        ),
+        [("stages.0.0", []), ("stages.0.1", []), ("stages.1.0", []), ("stages.1.1", []), ("head", [])],
     ),
     "a module that runs twice": (
         lambda: Parts(lambda m, x: m.d(m.b(m.b(m.a(x)))), a=linear(), b=linear(), d=linear()),

@@ -6,7 +6,8 @@ The rule, over the nodes through which every path from an input to the output pa
    in place afterwards, and has no parameter that trains on both sides: a tied weight belongs to one block.
 2. A *residual block* stays whole: candidates within a module are left out if that module's own ``forward`` joins
    branches with parameters (a residual sum, attention, concatenation) and its output is a candidate, unless a module
-   within it is such a block itself (a backbone with a long skip around residual blocks).
+   within it is such a block itself (a backbone with a long skip around residual blocks). An element of a ``ModuleList``
+   counts as the one that joins what its parts join (a layer made of an attention and a feed-forward module).
 3. A linear map begins a block, and the nonlinearity before it belongs to it (the paper's pre-activations
    f_l = W_l φ(f_{l-1})): a candidate that adds no parameter is left out; but a module that holds the map of one block
    and what follows it, as ``Sequential(Linear, Tanh)``, is taken whole.
@@ -18,7 +19,7 @@ The rule, over the nodes through which every path from an input to the output pa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from featurespeed_workers.dataflow import Dataflow, Node, on_a_path, on_every_path
@@ -51,8 +52,12 @@ class Found:
     """Parameters that act after the last candidate."""
 
 
-def search(flow: Dataflow, trained: Collection[str]) -> Found:
-    """The cut nodes by the rule above; ``trained``: names of the parameters that require a gradient."""
+def search(flow: Dataflow, trained: Collection[str], layers: Mapping[str, str]) -> Found:
+    """The cut nodes by the rule above.
+
+    ``trained``: names of the parameters that require a gradient; ``layers``: the element of a list of which a module is
+    a part, by the module's path.
+    """
     nodes = flow.nodes
     operands = [node.operands for node in nodes]
     sources = [i for i, node in enumerate(nodes) if node.source]
@@ -60,7 +65,7 @@ def search(flow: Dataflow, trained: Collection[str]) -> Found:
     cuts = on_every_path(operands, sources, flow.outputs)
     joins = _joins(nodes, path, cuts)
     candidates, tied = _candidates(flow, path, cuts, frozenset(trained))
-    chosen = _between(nodes, path, _whole(candidates, joins), joins)
+    chosen = _between(nodes, path, _whole(candidates, joins, layers), joins)
     if len(_joined(chosen)) < 2:  # one residual block is all there is: look into it
         chosen = _between(nodes, path, candidates, joins)
     last = candidates[-1].position if candidates else -1
@@ -120,11 +125,12 @@ def _joins(nodes: Sequence[Node], path: Sequence[int], cuts: Sequence[int]) -> d
     return found
 
 
-def _whole(candidates: Sequence[CutNode], joins: dict[int, str]) -> list[CutNode]:
+def _whole(candidates: Sequence[CutNode], joins: dict[int, str], layers: Mapping[str, str]) -> list[CutNode]:
     """Without what lies within residual blocks."""
     known = {name for c in candidates for name in c.names}
+    joining = {layer if (layer := layers.get(module, module)) in known else module for module in joins.values()}
     blocks: list[str] = []
-    for module in sorted(set(joins.values()) & known, key=lambda m: -m.count(".")):
+    for module in sorted(joining & known, key=lambda m: -m.count(".")):
         if not any(_within(other, module) for other in blocks):
             blocks.append(module)
     outside = [

@@ -82,6 +82,7 @@ def blocks(model: nn.Module, batch: Batch | Inputs) -> FoundBlocks:
     found = search(
         trace(model, batch[0] if isinstance(batch, tuple | list) else batch),
         [name for name, p in model.named_parameters() if p.requires_grad],
+        _layers(model),
     )
     _check(found)
     own: dict[str, set[str]] = {}
@@ -117,6 +118,19 @@ def _check(found: Found) -> None:
 
 
 UNTIE = "untie them, as by head.weight = nn.Parameter(embedding.weight.detach().clone())"
+
+
+def _layers(model: nn.Module) -> dict[str, str]:
+    """Path of each module within an element of a ``ModuleList`` → that element; not across a ``Sequential`` between."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():  # from the outside in
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            listed = isinstance(module, nn.ModuleList)
+            for element in (f"{path}.{name}".lstrip(".") for name, _ in module.named_children()):
+                found[element] = element if listed else ""
+        elif path not in found:
+            found[path] = found.get(path.rpartition(".")[0], "")
+    return {path: layer for path, layer in found.items() if layer}
 
 
 def _paths(model: nn.Module) -> dict[str, list[str]]:
