@@ -28,6 +28,10 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.name == "featurespeed_workers.monitoring.monitor"]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 def test_training_is_the_same_to_the_bit(tmp_path, name: str, method: str) -> None:
@@ -165,7 +169,7 @@ def test_what_cannot_be_measured_is_told_and_training_goes_on(tmp_path, caplog) 
     ]  # fmt: skip
     assert "features of block '0' are not finite" in found[0]["error"]["detail"]
     assert found[0]["loss"] is None
-    assert [r.args[0] for r in caplog.records] == [0, 2, 3]  # the same reason is told once
+    assert [r.args[0] for r in told(caplog)] == [0, 2, 3]  # the same reason is told once
 
 
 def test_a_target_that_fails_does_not_end_training(caplog) -> None:
@@ -178,8 +182,28 @@ def test_a_target_that_fails_does_not_end_training(caplog) -> None:
     for x, y in batches(3):
         monitor.step(x, y)
     assert len(found) == 3
-    assert [r.levelno for r in caplog.records] == [logging.WARNING]  # told once
+    assert [r.levelno for r in told(caplog)] == [logging.WARNING]  # told once
     assert "no space left" in caplog.text
+
+
+class Undecided(nn.Sequential):
+    """Which way it goes depends on the numbers: it cannot be traced."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_blocks_that_cannot_be_found_are_told_and_named_ones_are_measured() -> None:
+    model = Undecided(nn.Linear(8, 16), nn.Linear(16, 4))
+    optimizer = make_optimizer("sgd", model)
+    for blocks in (None, ["0", "1"]):
+        found: list[Record] = []
+        monitor = FeatureSpeedMonitor(model, optimizer, to=found.append, every=1, blocks=blocks)
+        for x, y in batches(2):
+            monitor.step(x, y)
+        assert ["cannot be traced" in (record.error.detail if record.error else "") for record in found] == [
+            blocks is None
+        ] * 2
 
 
 def test_interrupted_within_a_measurement_all_is_as_it_was(tmp_path) -> None:

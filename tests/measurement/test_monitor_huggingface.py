@@ -59,9 +59,10 @@ def fit(folder: Path, callbacks: list[Any], max_steps: int = 7, **options: Any) 
     }
 
 
-def test_a_run_is_recorded_and_the_same_to_the_bit(tmp_path) -> None:
+@pytest.mark.parametrize("blocks", [BLOCKS, None], ids=["named", "found"])
+def test_a_run_is_recorded_and_the_same_to_the_bit(tmp_path, blocks) -> None:
     plain = fit(tmp_path, [])
-    callback = FeatureSpeedCallback(to=tmp_path / "run.jsonl", every=3, blocks=BLOCKS)
+    callback = FeatureSpeedCallback(to=tmp_path / "run.jsonl", every=3, blocks=blocks)
     assert same(fit(tmp_path, [callback]), plain)
     found = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [record["step"] for record in found] == [0, 3, 6]

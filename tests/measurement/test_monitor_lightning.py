@@ -79,12 +79,10 @@ def pair(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return batch["x"], batch["y"]
 
 
-def test_a_run_is_recorded_and_the_same_to_the_bit(lightning, tmp_path) -> None:
-    def callback() -> FeatureSpeedCallback:
-        return FeatureSpeedCallback(to=tmp_path / "run.jsonl", every=5, blocks=BLOCKS, batch=pair)
-
-    plain = fit(lightning, tmp_path, [])
-    assert same(fit(lightning, tmp_path, [callback()]), plain)
+@pytest.mark.parametrize("blocks", [BLOCKS, None], ids=["named", "found"])
+def test_a_run_is_recorded_and_the_same_to_the_bit(lightning, tmp_path, blocks) -> None:
+    callback = FeatureSpeedCallback(to=tmp_path / "run.jsonl", every=5, blocks=blocks, batch=pair)
+    assert same(fit(lightning, tmp_path, [callback]), fit(lightning, tmp_path, []))
     found = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [record["step"] for record in found] == [0, 5, 10]
     for record in found:

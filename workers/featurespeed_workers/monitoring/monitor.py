@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 class FeatureSpeedMonitor:
     """Measures training while it runs: angle, feature speed and contribution of every block, and verdicts.
 
-    ``model`` and ``blocks`` as for :func:`featurespeed_workers.measure`; ``optimizer``: your torch optimizer, or
-    several in a list. ``loss``: a name, or a function of the model's output and the targets. ``every``: see
-    :data:`Every`. ``to``: a path (JSONL, appended to), a ``SummaryWriter``, a callable that takes a :class:`Record`, or
-    several of them in a list. ``method``: ``exact`` or ``finite_difference``.
+    ``model`` and ``blocks`` as for :func:`featurespeed_workers.measure`; blocks that are not given are found once, for
+    the first batch that is measured. ``optimizer``: your torch optimizer, or several in a list. ``loss``: a name, or a
+    function of the model's output and the targets. ``every``: see :data:`Every`. ``to``: a path (JSONL, appended to), a
+    ``SummaryWriter``, a callable that takes a :class:`Record`, or several of them in a list. ``method``: ``exact`` or
+    ``finite_difference``.
 
     Call :meth:`step` before ``optimizer.step()``: what is measured is the update that the optimizer is about to make
     from its present state, at the rates that its groups have now, weight decay included, on the batch that is given.
@@ -55,7 +56,12 @@ class FeatureSpeedMonitor:
         blocks: Blocks | None = None,
         method: Method = "exact",
     ) -> None:
-        self._network = model if isinstance(model, Network) else network_of(_local(model), blocks)
+        self._network: Network | ValueError | None = None
+        if isinstance(model, Network):
+            self._module, self._network = model.module, model
+        else:
+            self._module = _local(model)
+            self._network = None if blocks is None else network_of(model, blocks)
         self._optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         for one in self._optimizers:
             for group in one.param_groups:
@@ -101,15 +107,17 @@ class FeatureSpeedMonitor:
     def _measured(self, step: int, batch: Callable[[], Batch]) -> Record:
         began = time.perf_counter()
         try:
+            inputs, targets = batch()
+            network = self._network_for(inputs)
             report = measure(
-                self._network,
-                [batch()],
+                network,
+                [(inputs, targets)],
                 loss=self._loss,
                 optimizer=self._optimizers,
                 learning_rates="optimizer",
                 method=self._method,
             )
-            return Record.of(step, time.perf_counter() - began, report, self._network, self._rates())
+            return Record.of(step, time.perf_counter() - began, report, network, self._rates(network))
         except Exception as error:
             failure = Failure.of(error)
             if failure.type != self._last_failure:  # the same one, again and again, is in the records
@@ -117,8 +125,19 @@ class FeatureSpeedMonitor:
             self._last_failure = failure.type
             return Record(step=step, seconds=time.perf_counter() - began, error=failure)
 
-    def _rates(self) -> dict[str, float]:
-        names = {p: name for name, p in self._network.module.named_parameters() if p.requires_grad}
+    def _network_for(self, inputs: Inputs) -> Network:
+        """The network, or why there is none: its blocks are looked for once."""
+        if self._network is None:
+            try:
+                self._network = network_of(self._module, inputs=inputs)
+            except ValueError as error:
+                self._network = error
+        if isinstance(self._network, ValueError):
+            raise self._network
+        return self._network
+
+    def _rates(self, network: Network) -> dict[str, float]:
+        names = {p: name for name, p in network.module.named_parameters() if p.requires_grad}
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
         return {names[p]: float(group["lr"]) for group in groups for p in group["params"] if p in names}
 
