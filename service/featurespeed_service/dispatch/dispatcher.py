@@ -185,5 +185,5 @@ class Dispatcher:
         self._stop_tasks(job)
 
     def _stop_tasks(self, job: RunningJob) -> None:
-        for task in job.tasks:
+        for task in job.unfinished_tasks():
             self._cluster.stop(task)

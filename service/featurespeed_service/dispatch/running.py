@@ -85,6 +85,13 @@ class RunningJob:
         """Note that a cell has started."""
         self.tasks[task] = key
 
+    def unfinished_tasks(self) -> list[CellTask]:
+        """The tasks that have not told their cell; the others end by themselves.
+
+        To cancel a task just when it ends may kill this process: Ray 2.60 asserts that it is still pending.
+        """
+        return [task for task, key in self.tasks.items() if key not in self.done]
+
     def hear(self, task: CellTask, item: Item) -> None:
         """Take what a task tells, a failure excepted."""
         key = self.tasks[task]
