@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from featurespeed_workers import FeatureSpeedMonitor
-from tests.measurement.monitored import make_model, make_optimizer, same, train
+from tests.measurement.identity import same
+from tests.measurement.monitored import make_model, make_optimizer, train
 
 
 def the_same_with_and_without(folder: Path, rank: int) -> None:

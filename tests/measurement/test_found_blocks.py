@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from featurespeed_workers import blocks, measure, recommend
 from tests.measurement.cut_models import Gpt, Layer, ResNet
+from tests.measurement.identity import same
 from tests.measurement.test_cut_nodes import Parts, as_named, linear
 
 TOKENS = torch.arange(14).reshape(2, 7) % 11
@@ -71,16 +72,6 @@ def state_of(model: nn.Module) -> dict[str, object]:
         "random": (torch.get_rng_state(), random.getstate()),
         "gradient mode": torch.is_grad_enabled(),
     }  # fmt: skip
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 class Remembers(nn.Module):

@@ -19,7 +19,8 @@ from torch import nn
 from featurespeed_workers import FeatureSpeedMonitor, measure
 from featurespeed_workers.losses import cross_entropy
 from featurespeed_workers.monitoring.records import Record
-from tests.measurement.monitored import batches, make_model, make_optimizer, same, state, train
+from tests.measurement.identity import same
+from tests.measurement.monitored import batches, make_model, make_optimizer, state, train
 
 ROOT = Path(__file__).parent.parent.parent
 

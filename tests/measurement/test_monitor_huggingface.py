@@ -12,7 +12,7 @@ import torch
 from featurespeed_workers import measure
 from featurespeed_workers.losses import cross_entropy, own_loss
 from featurespeed_workers.monitoring.records import Record
-from tests.measurement.monitored import same
+from tests.measurement.identity import same
 
 callbacks = pytest.importorskip("featurespeed_workers.monitoring.huggingface", exc_type=ImportError)
 FeatureSpeedCallback = callbacks.FeatureSpeedCallback

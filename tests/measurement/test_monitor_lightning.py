@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from featurespeed_workers import measure
 from featurespeed_workers.losses import cross_entropy
 from featurespeed_workers.monitoring.records import Record
-from tests.measurement.monitored import batches, make_model, make_optimizer, same
+from tests.measurement.identity import same
+from tests.measurement.monitored import batches, make_model, make_optimizer
 
 callbacks = pytest.importorskip("featurespeed_workers.monitoring.lightning", exc_type=ImportError)
 FeatureSpeedCallback = callbacks.FeatureSpeedCallback

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from featurespeed.defaults import FEATURE_STEPS, RELATIVE_SENSITIVITY
 from featurespeed_workers import MeasurementError, measure, network_of, recommend
 from featurespeed_workers.losses import own_loss
+from tests.measurement.identity import same
 
 
 class Residual(nn.Module):
@@ -78,16 +79,6 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
             "hooks": [len(m._forward_hooks) for m in model.modules()],
         }
     )
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])

@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from featurespeed.contract import Job, JobError, Status
 from featurespeed_service.job_errors import ATTEMPTS_EXHAUSTED
+from featurespeed_service.settings import DAY_SECONDS
 from featurespeed_service.store.counters import Counted, add
 from featurespeed_service.store.database import Database
 from featurespeed_service.store.datasets import DatasetStore
@@ -33,7 +34,7 @@ from featurespeed_service.store.records import Claim, Lease, News
 from featurespeed_service.store.rows import LISTED, emit, find, move
 from featurespeed_service.store.schema import cells, dispatchers, events, jobs
 
-FORGET_DISPATCHER = 86_400_000_000
+FORGET_DISPATCHER = DAY_SECONDS * 1_000_000
 """Microseconds without a heartbeat after which a dispatcher that did not take its leave is gone for good."""
 
 
