@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from featurespeed.budget import GIB, Budget, check_budget, memory_bytes, parameter_count, stability_examples
+from featurespeed.budget import GIB, Budget, check_budget, memory_bytes, stability_examples
 from featurespeed.contract import Architecture, SpecError, parse_request
 from featurespeed_workers.architectures import build
 from tests.architectures.cases import CASES, case_id
@@ -25,7 +25,7 @@ def spec(architecture: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("architecture", CASES, ids=case_id)
 def test_the_closed_form_counts_the_parameters_of_the_module(architecture: Architecture) -> None:
-    assert parameter_count(architecture) == sum(p.numel() for p in build(architecture, seed=0).module.parameters())
+    assert architecture.parameter_count == sum(p.numel() for p in build(architecture, seed=0).module.parameters())
 
 
 def refusal(document: dict[str, Any], budget: Budget) -> tuple[str, str, str]:
@@ -58,7 +58,7 @@ def test_too_large_a_batch_is_told_from_too_large_a_network() -> None:
 
 def test_a_budget_is_inclusive() -> None:
     request = parse_request(spec(MLP))
-    exact = Budget(max_parameters=parameter_count(request.architecture), max_memory_bytes=memory_bytes(request))
+    exact = Budget(max_parameters=request.architecture.parameter_count, max_memory_bytes=memory_bytes(request))
     check_budget(request, exact)
     with pytest.raises(SpecError):
         check_budget(request, Budget(max_memory_bytes=exact.max_memory_bytes - 1))
@@ -73,9 +73,12 @@ def test_precision_and_optimizer_state_count() -> None:
     def precision(dtype: str) -> int:
         return of(measurement={"dtype": dtype})
 
+    def trained(steps: int, **optimizer: Any) -> int:
+        return of(optimizer=optimizer, measurement={"steps": steps})
+
     assert precision("bfloat16") < precision("float32") < precision("float64")
-    plain, momentum = of(optimizer={"name": "sgd"}), of(optimizer={"name": "sgd", "momentum": 0.9})
-    assert plain < momentum < of(optimizer={"name": "adam"})
+    assert trained(1, name="sgd") < trained(1, name="sgd", momentum=0.9) < trained(1, name="adam")
+    assert trained(0, name="adam") == trained(1, name="sgd")  # what does not train has no moments
 
 
 def test_the_budget_loads_no_torch() -> None:

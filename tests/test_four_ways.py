@@ -103,7 +103,7 @@ def in_python(spec: dict[str, Any]) -> Report:
     def model(seed: int):
         network = build(request.architecture, seed=seed)
         if request.kind == "recommend":
-            base_initialize(network, request.architecture, seed=seed)
+            base_initialize(network, seed=seed)
         return network
 
     def batches(seed: int):

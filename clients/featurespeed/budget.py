@@ -5,11 +5,12 @@ Everything is linear arithmetic on the specification's numbers: an answer takes 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featurespeed.contract.architecture import Architecture, Mlp, Norm, ResNet, Transformer
+from featurespeed.contract.architecture import Architecture
 from featurespeed.contract.data import Gaussian, Sphere, Tokens
 from featurespeed.contract.job import FieldError
 from featurespeed.contract.optimizer import Optimizer
@@ -71,51 +72,16 @@ class Memory:
         return self.parameters + self.activations + self.data
 
 
-def _norm(norm: Norm, width: int, bias: bool) -> int:
-    return {"none": 0, "layernorm": width * (1 + bias), "rmsnorm": width}[norm]
-
-
-def parameter_count(architecture: Architecture) -> int:
-    """Number of parameters of the network, exactly."""
-    if isinstance(architecture, Mlp):
-        return _mlp_parameters(architecture)
-    if isinstance(architecture, ResNet):
-        return _resnet_parameters(architecture)
-    return _transformer_parameters(architecture)
-
-
-def _mlp_parameters(a: Mlp) -> int:
-    m, norm = a.width, _norm(a.norm, a.width, a.bias)
-    hidden = m * m + m * a.bias + norm
-    return (a.input_dim + a.bias) * m + norm + (a.depth - 2) * hidden + (m + a.bias) * a.output_dim
-
-
-def _resnet_parameters(a: ResNet) -> int:
-    m, norm = a.width, _norm(a.norm, a.width, a.bias)
-    hidden = norm + (m + a.bias) * m
-    return (a.input_dim + a.bias) * m + (a.depth - 2) * hidden + norm + (m + a.bias) * a.output_dim
-
-
-def _transformer_parameters(a: Transformer) -> int:
-    m, h, norm = a.width, a.mlp_width, _norm(a.norm, a.width, a.bias)
-    embedding = m * (a.vocab_size or 0)
-    if a.image is not None:
-        embedding = m * (a.image.channels * a.image.patch**2 + a.bias)
-    attention = norm + (m + a.bias) * 3 * m + (m + a.bias) * m
-    mlp = norm + (m + a.bias) * h + (h + a.bias) * m
-    head = norm + (m + a.bias) * a.head_dim
-    return embedding + a.sequence_length * m + a.layers * (attention + mlp) + head
-
-
 def estimate_memory(request: JobRequest) -> Memory:
     """The estimated peak of one cell, by part; measured peaks are within a factor of three."""
     size = DTYPE_BYTES[request.measurement.dtype]
     # parameters, gradients, directions, and one more while the next ones are made
-    copies = 4 + _moments(request.optimizer)
-    first = request.data.batch_size * _activations(request.architecture) * size
-    second = stability_examples(request) * _stability_activations(request.architecture) * size
+    trains = request.measurement.steps > 0 or request.scaling.refine is not None
+    copies = 4 + (_moments(request.optimizer) if trains else 0)
+    first = request.data.batch_size * _measured(request.architecture) * size
+    second = stability_examples(request) * _differentiated_twice(request.architecture) * size
     return Memory(
-        parameters=parameter_count(request.architecture) * copies * size,
+        parameters=request.architecture.parameter_count * copies * size,
         activations=max(first, second),
         data=_data_bytes(request),
     )
@@ -126,8 +92,8 @@ def stability_examples(request: JobRequest) -> int:
     if not request.measures_stability:
         return 0
     size, batch = DTYPE_BYTES[request.measurement.dtype], request.data.batch_size
-    allowed = max(batch * _activations(request.architecture) * size, SECOND_DERIVATIVE_BYTES)
-    return min(batch, allowed // (_stability_activations(request.architecture) * size))
+    allowed = max(batch * _measured(request.architecture) * size, SECOND_DERIVATIVE_BYTES)
+    return min(batch, allowed // (_differentiated_twice(request.architecture) * size))
 
 
 def memory_bytes(request: JobRequest) -> int:
@@ -141,46 +107,27 @@ def _moments(optimizer: Optimizer) -> int:
     return 2  # Muon keeps one of a hidden matrix, but AdamW two of all else
 
 
-def _activations(a: Architecture) -> int:
-    """Numbers that one example keeps alive: three at each cut node (f, b, ḟ), and those inside of each block."""
-    m = a.width
-    if not isinstance(a, Transformer):
-        normed = a.norm != "none"
-        inside = m * ((1 if isinstance(a, Mlp) else 2) + normed)
-        return a.input_dim + (a.depth - 1) * (3 * m + inside) + 5 * a.output_dim
-    # norm, q, k, v, mixed, projected, sum, norm, projected; the hidden layer before and after its activation
-    inside = 9 * m + 2 * a.mlp_width
-    positions = a.sequence_length
-    stream = positions * ((a.layers + 1) * 3 * m + a.layers * inside)
-    logits = 5 * a.head_dim * (positions if a.output_dim is None else 1)
-    return stream + ATTENTION_MATRICES * a.heads * positions**2 + logits
+def _measured(a: Architecture) -> int:
+    """Numbers that one example keeps alive in a measurement."""
+    return a.activations + ATTENTION_MATRICES * a.attention[1]
 
 
-def _stability_activations(a: Architecture) -> int:
+def _differentiated_twice(a: Architecture) -> int:
     """Numbers that one example keeps alive in a double backward pass."""
-    scores = a.heads * a.sequence_length**2 if isinstance(a, Transformer) else 0
-    rest = _activations(a) - ATTENTION_MATRICES * scores
-    layers = a.layers if isinstance(a, Transformer) else 0
-    return SECOND_DERIVATIVE * rest + SECOND_DERIVATIVE_ATTENTION * layers * scores
+    layers, scores = a.attention
+    return SECOND_DERIVATIVE * a.activations + SECOND_DERIVATIVE_ATTENTION * layers * scores
 
 
 def _data_bytes(request: JobRequest) -> int:
     """Batches are drawn in float64 and int64, and copied while scaled; a dataset's file is not known here."""
-    data, a = request.data, request.architecture
+    data, takes = request.data, request.architecture.signature
     if isinstance(data, Tokens):
-        vocabulary = a.vocab_size or 0 if isinstance(a, Transformer) else 0
-        positions = a.sequence_length if isinstance(a, Transformer) else 0
-        return 8 * (3 * vocabulary + 4 * data.batch_size * positions)
+        return 8 * (3 * (takes.vocab_size or 0) + 4 * data.batch_size * takes.inputs[0])
     if not isinstance(data, Gaussian | Sphere):
         return 0
-    inputs = _pixels(a) if isinstance(a, Transformer) else a.input_dim
-    outputs = a.output_dim or 0
-    teacher = 64 * (inputs + outputs) if data.targets == "teacher" else 0
-    return 8 * (3 * data.batch_size * (inputs + outputs) + teacher)
-
-
-def _pixels(a: Transformer) -> int:
-    return a.image.channels * a.image.height * a.image.width if a.image is not None else 0
+    both = math.prod(takes.inputs) + takes.outputs
+    teacher = 64 * both if data.targets == "teacher" else 0
+    return 8 * (3 * data.batch_size * both + teacher)
 
 
 def check_budget(request: JobRequest, budget: Budget) -> None:
@@ -188,7 +135,7 @@ def check_budget(request: JobRequest, budget: Budget) -> None:
 
     Blames ``architecture`` where its parameters alone are too many, else ``data.batch_size``.
     """
-    parameters, memory = parameter_count(request.architecture), estimate_memory(request)
+    parameters, memory = request.architecture.parameter_count, estimate_memory(request)
     if parameters > budget.max_parameters:
         raise _over("architecture", _count(parameters), f"at most {_count(budget.max_parameters)}")
     if memory.total <= budget.max_memory_bytes:

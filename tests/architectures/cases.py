@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurespeed.contract import Architecture, Image, Mlp, ResNet, Transformer
+from featurespeed.contract import Architecture, Mlp, Patches, ResNet, Transformer
 
 NORMS: tuple[Any, ...] = ("none", "layernorm", "rmsnorm")
 ACTIVATIONS: tuple[Any, ...] = ("relu", "gelu", "silu", "tanh", "identity")
-IMAGE = Image(height=4, width=6, channels=2, patch=2)
+IMAGE = Patches(height=4, width=6, channels=2, patch=2)
 
 
 def mlp(**options: Any) -> Mlp:

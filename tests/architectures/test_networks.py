@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from featurespeed.contract import Architecture
-from featurespeed_workers.architectures import POSITION_STD, base_initialize, build
+from featurespeed_workers.architectures import base_initialize, build
+from featurespeed_workers.architectures.layers import POSITION_STD
 from tests.architectures.cases import CASES, case_id, example_inputs, language_model, mlp, resnet, vision_transformer
 
 
@@ -43,7 +44,7 @@ def test_scalables_name_weights_of_their_block_and_a_submodule_within(architectu
 def test_a_scalable_module_is_linear_in_its_parameters(architecture: Architecture) -> None:
     """Doubling the parameters doubles the output that is brought to its rms (or, normalised, leaves it)."""
     network = build(architecture, seed=0)
-    base_initialize(network, architecture, seed=0)
+    base_initialize(network, seed=0)
     network.module.double()
     parameters = dict(network.module.named_parameters())
     for block in network.blocks:
@@ -98,7 +99,7 @@ def test_building_is_deterministic_in_the_seed_and_leaves_the_global_random_stat
     before = torch.random.get_rng_state()
     first = build(architecture, seed=4)
     base = build(architecture, seed=4)
-    base_initialize(base, architecture, seed=9)
+    base_initialize(base, seed=9)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(99)  # another global state, the same network
     again, other = build(architecture, seed=4), build(architecture, seed=5)
@@ -130,7 +131,7 @@ def test_base_initialization_is_normal_by_fan_in_with_unit_gains_and_no_biases()
         with torch.no_grad():
             for p in network.module.parameters():
                 p.fill_(7.0)
-        base_initialize(network, architecture, seed=3)
+        base_initialize(network, seed=3)
         for name, p in network.module.named_parameters():
             if p.ndim == 1:
                 assert torch.equal(p, torch.ones_like(p) if name.endswith("norm.weight") else torch.zeros_like(p)), name
@@ -148,8 +149,8 @@ def test_base_initialization_is_the_same_in_every_precision() -> None:
     architecture = language_model()
     single, double = build(architecture, seed=0), build(architecture, seed=0)
     double.module.double()
-    base_initialize(single, architecture, seed=3)
-    base_initialize(double, architecture, seed=3)
+    base_initialize(single, seed=3)
+    base_initialize(double, seed=3)
     for p, q in zip(single.module.parameters(), double.module.parameters(), strict=True):
         assert torch.equal(p.double(), q)
 
@@ -183,6 +184,6 @@ def test_shorter_contexts_are_read_from_the_first_position() -> None:
 def test_the_deepest_chain_that_the_contract_allows() -> None:
     architecture = resnet(depth=4096)
     network = build(architecture, seed=0)
-    base_initialize(network, architecture, seed=0)
+    base_initialize(network, seed=0)
     assert len(network.blocks) == 4096
     assert torch.isfinite(network.module.double()(example_inputs(architecture))).all()

@@ -33,7 +33,7 @@ def test_table_for_people_and_server_from_the_environment(service: LiveService, 
     assert ["block", "init", "std"] in [line[:3] for line in lines]
     (row,) = [line for line in lines if line[:1] == ["input"]]
     assert row[1] == "0.5"
-    assert row[3] == "0.1"
+    assert row[4] == "0.1"
     assert row[-3:] == ["[unusual]", "a", "note"]
     assert ["master", "LR", "4"] in [line[:3] for line in lines]
     assert ["formula", "residual", "1.0e-07"] in lines

@@ -140,9 +140,9 @@ def test_tokens_for_a_classifier_have_one_label_each() -> None:
     assert y.shape == (300,)
 
 
-def test_images_are_vectors_of_their_pixels() -> None:
+def test_images_have_the_shape_of_images() -> None:
     x, _ = source(VISION, {"kind": "gaussian", "batch_size": 5}).batch(0, 0)
-    assert x.shape == (5, 48)
+    assert x.shape == (5, 2, 4, 6)
 
 
 def test_digits_are_all_of_them_standardised() -> None:

@@ -24,7 +24,7 @@ def test_every_output_reaches_its_target(case: str, batch_size: int) -> None:
     data = {"kind": "sphere"}
     request = parse_request({"kind": "recommend", "architecture": spec, "data": data, "loss": "mse"})
     network = build(request.architecture, seed=1)
-    base_initialize(network, request.architecture, seed=1)
+    base_initialize(network, seed=1)
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(batch_size, 10, generator=generator), torch.zeros(batch_size, 1)) for _ in range(4)]
     scalables = [(b.name, s) for b in network.blocks[:-1] for s in b.scalables]

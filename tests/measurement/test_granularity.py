@@ -174,7 +174,7 @@ def test_a_run_is_what_torch_alone_would_do(granularity: str) -> None:
     asked = parse_request({**spec, "measurement": fields})
     report = answer(asked)
     network = build(asked.architecture, seed=5)
-    base_initialize(network, asked.architecture, seed=5)
+    base_initialize(network, seed=5)
     net = network.module.double()
     report.apply(net)
     source = load(asked, dataset=None, dtype=torch.float64, device=torch.device("cpu"))

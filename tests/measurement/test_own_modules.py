@@ -335,6 +335,23 @@ def test_a_zero_head_is_scaled_as_if_drawn_and_probed_so() -> None:
     assert all(layer.gradient_norm.mean > 0 for layer in after.layers)
 
 
+def test_the_default_of_a_module_are_its_own_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 4))
+    nn.init.zeros_(model[2].bias)
+    batches = [(x, x[:, :4].argmax(1)) for x in torch.randn(4, 64, 8)]
+    before = {name: p.detach().square().mean().sqrt().item() for name, p in model.named_parameters()}
+    report = recommend(model, batches, optimizer="sgd")
+    report.apply(model)
+    for advice in report.recommendation.parameters:
+        after = model.get_parameter(advice.name).detach().square().mean().sqrt().item()
+        if before[advice.name] == 0:
+            assert advice.init_ratio is None
+        else:
+            assert advice.init_ratio == pytest.approx(after / before[advice.name], rel=1e-5)
+    assert report.recommendation.blocks[-1].init_ratio != pytest.approx(1, rel=0.1)
+
+
 class ByKeyword(nn.Module):
     """The same network, called as models of Hugging Face are: by keyword, with its loss beside the logits."""
 

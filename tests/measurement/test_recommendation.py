@@ -108,12 +108,24 @@ def _one_step(model, optimizers, inputs, targets) -> tuple[float, float]:
 def _redraw(asked, model, stds: dict[str, float]) -> None:
     """The starting weights of seed 0, rescaled to the recommended stds by hand."""
     network = build(asked.architecture, seed=0)
-    base_initialize(network, asked.architecture, seed=0)
+    base_initialize(network, seed=0)
     starts = network.module.named_parameters()
     with torch.no_grad():
         for (name, p), (_, start) in zip(model.named_parameters(), starts, strict=True):
             rms = float(start.double().pow(2).mean().sqrt())
             p.copy_(start.double() * (stds[name] / rms) if stds[name] else start.double())
+
+
+def test_scales_are_told_as_ratios_to_the_default_initialization() -> None:
+    """PyTorch draws a linear layer of n inputs uniformly in ±1/√n: its std is 1/√(3n)."""
+    report = ask({**MLP, "bias": True}, measurement={"seeds": [0, 1]})
+    for block in report.recommendation.blocks:
+        inputs = next(p.shape[1] for p in report.recommendation.parameters if p.name == f"{block.name}.weight")
+        assert block.init_ratio == pytest.approx(block.init_std * (3 * inputs) ** 0.5, rel=0.1)  # of what was drawn
+        assert block.module == block.name
+    by_name = {p.name: p for p in report.recommendation.parameters}
+    assert by_name["output.weight"].init_ratio == pytest.approx(report.recommendation.blocks[-1].init_ratio, rel=1e-12)
+    assert by_name["output.bias"].init_ratio == 0
 
 
 def test_with_momentum_the_rates_are_for_the_step_that_training_takes() -> None:

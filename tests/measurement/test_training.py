@@ -60,7 +60,7 @@ def test_both_curves_are_what_torch_alone_gives() -> None:
     assert curves.pytorch_default == curves.pytorch_default_by_seed[0] == pytest.approx(expected, rel=1e-9)
 
     network = build(asked.architecture, seed=3)
-    base_initialize(network, asked.architecture, seed=3)
+    base_initialize(network, seed=3)
     start = {name: p.double() for name, p in network.module.state_dict().items()}
     advice = {p.name: p for p in report.recommendation.parameters}
     scaled = {name: p * (advice[name].init_std / p.square().mean().sqrt()) for name, p in start.items()}

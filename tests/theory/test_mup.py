@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from featurespeed.contract import Report, parse_request
-from featurespeed_workers.architectures import POSITION_STD, build
+from featurespeed_workers.architectures import build
+from featurespeed_workers.architectures.layers import POSITION_STD
 from featurespeed_workers.local import answer
 
 BASE, WIDTH, OTHER = 16, 40, 24

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurespeed.contract import (
-    Architecture,
     Dataset,
     Digits,
     FieldError,
     Gaussian,
     JobRequest,
+    Signature,
     SpecError,
     Sphere,
     Tokens,
-    Transformer,
 )
 from featurespeed_workers.dataset_files import check_dataset, check_fits, read_dataset
 from featurespeed_workers.teacher import Teacher
@@ -45,20 +44,25 @@ class Arrays(Protocol):
 class Source:
     """Batches of tensors on one device: floating-point ones in ``dtype``, tokens and labels in int64."""
 
-    def __init__(self, arrays: Arrays, *, data_seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, arrays: Arrays, takes: Signature, *, data_seed: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._arrays = arrays
         self._data_seed = data_seed
         self._dtype = dtype
         self._device = device
+        self._shape = takes.inputs
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one step (``seed``, ``step`` ≥ 0); the same numbers whenever it is asked.
 
-        Inputs: (batch, input_dim), images flat (batch, pixels) or as the dataset has them, tokens (batch, positions).
+        Inputs: (batch, input_dim), (batch, channels, height, width) of images, (batch, positions) of tokens.
         Targets: labels (batch,) or (batch, positions), or under mse (batch, output_dim).
         """
         rng = np.random.default_rng([self._data_seed, seed, step])
         inputs, targets = self._arrays.draw(rng)
+        if not np.issubdtype(inputs.dtype, np.integer):
+            inputs = inputs.reshape(-1, *self._shape)  # images may come flat
         return self._tensor(inputs), self._tensor(targets)
 
     def _tensor(self, array: Array) -> Tensor:
@@ -72,25 +76,17 @@ def load(request: JobRequest, *, dataset: Path | None, dtype: torch.dtype, devic
 
     Raises SpecError, naming field, value and bound, if the data do not fit the request.
     """
-    data = request.data
+    data, takes = request.data, request.architecture.signature
     arrays: Arrays
     if isinstance(data, Gaussian | Sphere):
         arrays = RandomVectors(request, data)
     elif isinstance(data, Tokens):
-        arrays = RandomTokens(request.architecture, data)
+        arrays = RandomTokens(takes, data)
     elif isinstance(data, Digits):
         arrays = _digits(request)
     else:
         arrays = _dataset(request, data, dataset)
-    return Source(arrays, data_seed=data.seed, dtype=dtype, device=device)
-
-
-def input_dim(architecture: Architecture) -> int:
-    """Coordinates of one input vector; pixels of an image."""
-    if not isinstance(architecture, Transformer):
-        return architecture.input_dim
-    assert architecture.image is not None  # the contract pairs vectors with images, never with tokens
-    return architecture.image.channels * architecture.image.height * architecture.image.width
+    return Source(arrays, takes, data_seed=data.seed, dtype=dtype, device=device)
 
 
 class RandomVectors:
@@ -98,8 +94,9 @@ class RandomVectors:
 
     def __init__(self, request: JobRequest, data: Gaussian | Sphere) -> None:
         self._data = data
-        self._dim = input_dim(request.architecture)
-        self._outputs = request.architecture.output_dim or 0
+        takes = request.architecture.signature
+        self._dim = math.prod(takes.inputs)
+        self._outputs = takes.outputs
         self._norm = data.input_norm if data.input_norm is not None else math.sqrt(self._dim)
         self._labels = request.loss == "cross_entropy"
         self._targets = data.targets or ("classes" if self._labels else "gaussian")
@@ -127,12 +124,11 @@ class RandomVectors:
 class RandomTokens:
     """Independent tokens (batch, positions); a position's target is the next token, a classifier's a random label."""
 
-    def __init__(self, architecture: Architecture, data: Tokens) -> None:
-        assert isinstance(architecture, Transformer)  # the contract pairs tokens with transformers
-        assert architecture.vocab_size is not None
-        self._shape = (data.batch_size, architecture.sequence_length)
-        self._vocab_size = architecture.vocab_size
-        self._classes = architecture.output_dim
+    def __init__(self, takes: Signature, data: Tokens) -> None:
+        assert takes.vocab_size is not None  # the contract pairs tokens with networks that take them
+        self._shape = (data.batch_size, takes.inputs[0])
+        self._vocab_size = takes.vocab_size
+        self._classes = None if takes.per_position else takes.outputs
         exponent = data.exponent if data.distribution == "zipf" else 0.0
         weights = np.arange(1, self._vocab_size + 1, dtype=np.float64) ** -exponent
         self._cumulative = np.cumsum(weights / weights.sum())
@@ -171,7 +167,7 @@ def _digits(request: JobRequest) -> Finite:
     if size > len(x):
         raise SpecError([FieldError(field="data.batch_size", value=size, bound=f"at most {len(x)}, all the digits")])
     x = (x - x.mean()) / x.std()
-    targets = labels if request.loss == "cross_entropy" else np.eye(10, request.architecture.output_dim)[labels]
+    targets = labels if request.loss == "cross_entropy" else np.eye(10, request.architecture.signature.outputs)[labels]
     return Finite(x, targets, batch_size=size)
 
 

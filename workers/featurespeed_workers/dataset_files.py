@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from featurespeed.contract import Architecture, Dataset, FieldError, JobRequest, SpecError, Transformer
+from featurespeed.contract import Dataset, FieldError, JobRequest, Signature, SpecError
 
 FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
 INTEGERS = {
@@ -138,40 +139,32 @@ def read_dataset(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def check_fits(info: DatasetInfo, request: JobRequest) -> None:
     """Check that a dataset fits the architecture, loss and batch size of a request; raises SpecError."""
-    _check_inputs(info.inputs, request.architecture)
+    signature = request.architecture.signature
+    _check_inputs(info.inputs, signature)
     if request.loss == "cross_entropy":
-        _check_labels(info, request.architecture)
+        _check_labels(info, signature)
     else:
-        _check_values(info, request.architecture)
+        _check_values(info, signature)
     if isinstance(request.data, Dataset) and request.data.batch_size > info.examples:
         bound = f"at most {info.examples}, the number of examples"
         raise _refuse("data.batch_size", request.data.batch_size, bound)
 
 
-def _check_inputs(inputs: TensorInfo, architecture: Architecture) -> None:
+def _check_inputs(inputs: TensorInfo, takes: Signature) -> None:
     field = "dataset.inputs"
-    if isinstance(architecture, Transformer) and architecture.image is None:
-        _check_tokens(inputs, architecture)
+    if takes.vocab_size is not None:
+        _check_tokens(inputs, takes.inputs[0], takes.vocab_size)
         return
     if inputs.is_integer:
         raise _refuse(field, inputs.dtype, "dtype must be float16, float32 or float64: this network takes no tokens")
-    if isinstance(architecture, Transformer):
-        image = architecture.image
-        assert image is not None
-        shapes = [
-            (image.channels * image.height * image.width,),
-            (image.channels, image.height, image.width),
-        ]
-    else:
-        shapes = [(architecture.input_dim,)]
+    shapes = dict.fromkeys([(math.prod(takes.inputs),), takes.inputs])  # images may come flat
     if inputs.shape[1:] not in shapes:
         expected = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in shapes)
         raise _refuse(field, list(inputs.shape), f"shape must be {expected} to fit the architecture")
 
 
-def _check_tokens(inputs: TensorInfo, architecture: Transformer) -> None:
+def _check_tokens(inputs: TensorInfo, context: int, vocab_size: int) -> None:
     field = "dataset.inputs"
-    vocab_size, context = architecture.vocab_size or 0, architecture.context_length or 0
     if not inputs.is_integer:
         raise _refuse(field, inputs.dtype, "dtype must be an integer: this network takes tokens")
     if len(inputs.shape) != 2 or inputs.shape[1] > context:
@@ -180,29 +173,24 @@ def _check_tokens(inputs: TensorInfo, architecture: Transformer) -> None:
         raise _refuse(field, int(inputs.maximum), f"tokens must be below vocab_size {vocab_size}")
 
 
-def _target_axes(info: DatasetInfo, architecture: Architecture) -> tuple[int, ...]:
+def _target_axes(info: DatasetInfo, takes: Signature) -> tuple[int, ...]:
     """Axes of the labels: one a position for a language model, else one an example."""
-    is_language_model = isinstance(architecture, Transformer) and architecture.output_dim is None
-    return info.inputs.shape[:2] if is_language_model else info.inputs.shape[:1]
+    return info.inputs.shape[:2] if takes.per_position else info.inputs.shape[:1]
 
 
-def _outputs(architecture: Architecture) -> int:
-    return architecture.head_dim if isinstance(architecture, Transformer) else architecture.output_dim
-
-
-def _check_labels(info: DatasetInfo, architecture: Architecture) -> None:
-    field, targets, outputs = "dataset.targets", info.targets, _outputs(architecture)
+def _check_labels(info: DatasetInfo, gives: Signature) -> None:
+    field, targets, outputs = "dataset.targets", info.targets, gives.outputs
     if not targets.is_integer:
         raise _refuse(field, targets.dtype, "dtype must be an integer: loss 'cross_entropy' takes labels")
-    if targets.shape != (expected := _target_axes(info, architecture)):
+    if targets.shape != (expected := _target_axes(info, gives)):
         raise _refuse(field, list(targets.shape), f"shape must be {expected} to fit inputs and architecture")
     if targets.maximum >= outputs:
         raise _refuse(field, int(targets.maximum), f"labels must be below {outputs}, the number of outputs")
 
 
-def _check_values(info: DatasetInfo, architecture: Architecture) -> None:
+def _check_values(info: DatasetInfo, gives: Signature) -> None:
     field, targets = "dataset.targets", info.targets
     if targets.is_integer:
         raise _refuse(field, targets.dtype, "dtype must be float16, float32 or float64: loss 'mse' takes real numbers")
-    if targets.shape != (expected := (*_target_axes(info, architecture), _outputs(architecture))):
+    if targets.shape != (expected := (*_target_axes(info, gives), gives.outputs)):
         raise _refuse(field, list(targets.shape), f"shape must be {expected} to fit inputs and architecture")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -37,6 +38,12 @@ class Network:
 
     module: nn.Module
     blocks: tuple[Block, ...]
+    base_stds: Mapping[str, float] = field(default_factory=dict)
+    """Std of every tensor that the start of rule ``fsc`` draws, by name in the order of drawing; empty for a module of
+    the user's, which starts from its own weights."""
+    default_rms: Mapping[str, float] = field(default_factory=dict)
+    """Root mean square of every tensor in the default initialization of what was built; empty for a module of the
+    user's, whose own weights are its default."""
 
 
 def check_module(module: nn.Module) -> None:

@@ -121,6 +121,11 @@ def norm(x: Tensor) -> float:
     return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
+def rms_by_name(module: nn.Module) -> dict[str, float]:
+    """Root mean square of every parameter."""
+    return {name: norm(p) / math.sqrt(max(1, p.numel())) for name, p in module.named_parameters()}
+
+
 def inner(x: Tensor, y: Tensor) -> float:
     """⟨x, y⟩ over all coordinates, accumulated as :func:`norm` is."""
     if x.dtype in (torch.bfloat16, torch.float16):

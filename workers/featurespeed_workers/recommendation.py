@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ from featurespeed.contract.base import Model
 from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed_workers.balance import rate_of
 from featurespeed_workers.measurement import Setting
-from featurespeed_workers.passes import norm
+from featurespeed_workers.passes import norm, rms_by_name
 from featurespeed_workers.rules.scaling import BlockScaling
 
 
@@ -31,6 +31,7 @@ class Tensors(Model):
     shape: tuple[int, ...]
     mean: float
     std: float
+    default_rms: float | None = None
     rate: float
     optimizer: OptimizerName | None = None
 
@@ -39,6 +40,7 @@ class SeedScaling(Model):
     """One seed's recommendation; ``rates`` are η_l in the order of the blocks, δt left out."""
 
     blocks: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     rates: tuple[float, ...]
     master_lr: float
     first_rates: dict[str, float]
@@ -53,6 +55,7 @@ class SeedScaling(Model):
 def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
     """The scalars of a scaling, and the optimizer of each parameter."""
     network = setting.network
+    defaults = network.default_rms or rms_by_name(network.module)
     tensors = [
         Tensors(
             name=name,
@@ -60,6 +63,7 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
             shape=tuple(p.shape),
             mean=mean,
             std=std,
+            default_rms=defaults[name],
             rate=rate_of(scaling.rates, block.name, name),
             optimizer=setting.rule(name).name if p.requires_grad else None,
         )
@@ -70,6 +74,7 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
     ]
     return SeedScaling(
         blocks=tuple(b.name for b in network.blocks),
+        modules=tuple(b.module for b in network.blocks),
         rates=tuple(scaling.rates[b.name] for b in network.blocks),
         master_lr=scaling.master_lr,
         first_rates=scaling.first_rates,
@@ -115,7 +120,9 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
             BlockRecommendation(
                 index=i + 1,
                 name=name,
+                module=seeds[0].modules[i] if seeds[0].modules else None,
                 init_std=stds[i].mean,
+                init_ratio=_ratio([_matrices(name, s) for s in seeds]),
                 multiplier=1.0,
                 lr=rates[i].mean,
                 init_std_over_seeds=stds[i],
@@ -133,6 +140,7 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
                 shape=t.shape,
                 init_mean=t.mean,
                 init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
+                init_ratio=_ratio([s.tensors[i : i + 1] for s in seeds]),
                 lr=GeometricStatistic.of([s.tensors[i].rate * s.master_lr for s in seeds]).mean,
                 first_lr=first[t.block].mean if t.block in first else None,
                 optimizer=t.optimizer,
@@ -145,10 +153,27 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
 def _block_std(block: str, seeds: Sequence[SeedScaling]) -> GeometricStatistic:
     """Root mean square over the entries of the block's matrices (of all its tensors if it has none)."""
 
-    def std(scaling: SeedScaling) -> float:
-        own = [t for t in scaling.tensors if t.block == block]
-        matrices = [t for t in own if len(t.shape) > 1] or own
-        entries = sum(math.prod(t.shape) for t in matrices)
-        return math.sqrt(sum(t.std**2 * math.prod(t.shape) for t in matrices) / entries) if entries else 0.0
+    return GeometricStatistic.of([_rms((t.std, t) for t in _matrices(block, s)) for s in seeds])
 
-    return GeometricStatistic.of([std(s) for s in seeds])
+
+def _matrices(block: str, scaling: SeedScaling) -> list[Tensors]:
+    own = [t for t in scaling.tensors if t.block == block]
+    return [t for t in own if len(t.shape) > 1] or own
+
+
+def _ratio(seeds: Sequence[Sequence[Tensors]]) -> float | None:
+    """Root mean square as recommended over that by default, as a geometric mean; ``None`` where the latter is 0."""
+    ratios = []
+    for tensors in seeds:
+        default = _rms((t.default_rms or 0.0, t) for t in tensors)
+        if default == 0:
+            return None
+        ratios.append(_rms((math.hypot(t.mean, t.std), t) for t in tensors) / default)
+    return GeometricStatistic.of(ratios).mean
+
+
+def _rms(sizes: Iterable[tuple[float, Tensors]]) -> float:
+    """Root mean square over all entries of tensors that have each its own."""
+    known = [(size, math.prod(t.shape)) for size, t in sizes]
+    entries = sum(count for _, count in known)
+    return math.sqrt(sum(size**2 * count for size, count in known) / entries) if entries else 0.0

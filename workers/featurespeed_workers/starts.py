@@ -63,7 +63,7 @@ def _built(request: JobRequest, seed: int, dtype: torch.dtype, device: torch.dev
     """The network at the rule's starting point; frozen blocks require no gradient."""
     network = build(request.architecture, seed=seed)
     if request.rule == "fsc":
-        base_initialize(network, request.architecture, seed=seed)
+        base_initialize(network, seed=seed)
     elif request.rule == "mup":
         mup_initialize(request, network, seed=seed)
     network.module.to(device=device, dtype=dtype)

@@ -56,7 +56,16 @@ def rendered(report: Report) -> str:
 def recommendation_table(recommendation: Recommendation, measured: Measurement | None) -> Table:
     """One row a block: what to set, how much it varies over seeds, and what was measured there."""
     table = _table(
-        "block", "init std", "± seeds", "lr", "± seeds", "angle (rad)", "feature rms", "share of decay", "note"
+        "block",
+        "init std",
+        "± seeds",
+        "÷ default",
+        "lr",
+        "± seeds",
+        "angle (rad)",
+        "feature rms",
+        "share of decay",
+        "note",
     )
     layers = {layer.index: layer for layer in measured.layers} if measured else {}
     total = sum(layer.contribution.mean or 0.0 for layer in layers.values())
@@ -66,6 +75,7 @@ def recommendation_table(recommendation: Recommendation, measured: Measurement |
             Text(block.name),
             number(block.init_std),
             factor(block.init_std_over_seeds),
+            number(block.init_ratio),
             number(block.lr) if block.lr else "0 (does not train)",
             factor(block.lr_over_seeds) if block.lr else "",
             spread(layer.angle) if layer else "",

@@ -1,6 +1,16 @@
 """The contract: what goes over the wire. Service and workers import these models from here."""
 
-from featurespeed.contract.architecture import Architecture, DepthPower, Image, Mlp, ResNet, TargetAngle, Transformer
+from featurespeed.contract.architecture import (
+    Architecture,
+    DepthPower,
+    Image,
+    Mlp,
+    Patches,
+    ResNet,
+    Signature,
+    TargetAngle,
+    Transformer,
+)
 from featurespeed.contract.blocks import group_of, is_selected, lookup
 from featurespeed.contract.data import Data, Dataset, Digits, Gaussian, Sphere, Tokens
 from featurespeed.contract.evidence import BranchScale, Evidence, LossCurves
@@ -81,6 +91,7 @@ __all__ = [
     "Optimizer",
     "OptimizerName",
     "ParameterRecommendation",
+    "Patches",
     "ProbeResult",
     "Problem",
     "Progress",
@@ -96,6 +107,7 @@ __all__ = [
     "Scaling",
     "Sgd",
     "SignSgd",
+    "Signature",
     "SpecError",
     "Sphere",
     "StabilityMeasurement",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurespeed.contract.architecture import Architecture, Mlp, ResNet, TargetAngle, Transformer
+from featurespeed.contract.architecture import Architecture, Mlp, ResNet, Signature, TargetAngle, Transformer
 from featurespeed.contract.blocks import group_of, is_selected, lookup
 from featurespeed.contract.data import Digits, Gaussian, Sphere, Tokens
 
@@ -21,35 +21,40 @@ def check_agreement(request: JobRequest) -> None:
 def _check_data(request: JobRequest) -> None:
     """The data must have the shape that the architecture takes."""
     architecture, data = request.architecture, request.data
-    tokens = isinstance(architecture, Transformer) and architecture.image is None
-    image = architecture.image if isinstance(architecture, Transformer) else None
-    if isinstance(data, Tokens) and not tokens:
+    takes = architecture.signature
+    if isinstance(data, Tokens) and takes.vocab_size is None:
         raise ValueError(f"data.kind: 'tokens' needs a transformer with vocab_size, not {_described(architecture)}")
-    if tokens and isinstance(data, Gaussian | Sphere | Digits):
+    if takes.vocab_size is not None and isinstance(data, Gaussian | Sphere | Digits):
         raise ValueError(
-            f"data.kind: {data.kind!r} has no tokens; a transformer with vocab_size takes 'tokens' or 'dataset'"
+            f"data.kind: {data.kind!r} has no tokens; {_described(architecture)} takes 'tokens' or 'dataset'"
         )
-    if not isinstance(data, Digits):
-        return
-    if image is not None and (image.height, image.width, image.channels) != (8, 8, 1):
-        raise ValueError(
-            f"architecture.image: digits are 8 × 8 × 1, not {image.height} × {image.width} × {image.channels}"
-        )
-    if not isinstance(architecture, Transformer) and architecture.input_dim != 64:
-        raise ValueError(f"architecture.input_dim: digits have 64 coordinates, not {architecture.input_dim}")
-    if (outputs := architecture.output_dim) is None or outputs < 10:
-        raise ValueError(f"architecture.output_dim: digits have 10 classes, not {outputs}")
+    if isinstance(data, Digits):
+        _check_digits(takes)
+
+
+def _check_digits(takes: Signature) -> None:
+    """An image of 8 × 8, or its 64 coordinates."""
+    field = f"architecture.{takes.inputs_field}"
+    if len(takes.inputs) == 1 and takes.inputs != (64,):
+        raise ValueError(f"{field}: digits have 64 coordinates, not {takes.inputs[0]}")
+    if len(takes.inputs) == 3 and takes.inputs != (1, 8, 8):
+        channels, height, width = takes.inputs
+        raise ValueError(f"{field}: digits are 8 × 8 × 1, not {height} × {width} × {channels}")
+    if takes.outputs < 10:
+        raise ValueError(f"architecture.{takes.outputs_field}: digits have 10 classes, not {takes.outputs}")
 
 
 def _described(architecture: Architecture) -> str:
-    return "one with image" if isinstance(architecture, Transformer) else f"family {architecture.family!r}"
+    if isinstance(architecture, Transformer):
+        return "one with image" if architecture.image is not None else "a transformer with vocab_size"
+    return f"family {architecture.family!r}"
 
 
 def _check_targets(request: JobRequest) -> None:
     """The targets must be what the loss compares with."""
-    data, loss = request.data, request.loss
-    if loss == "cross_entropy" and request.architecture.output_dim == 1:
-        raise ValueError("architecture.output_dim: cross_entropy needs at least 2 classes, not 1")
+    data, loss, gives = request.data, request.loss, request.architecture.signature
+    if loss == "cross_entropy" and gives.outputs == 1:
+        raise ValueError(f"architecture.{gives.outputs_field}: cross_entropy needs at least 2 classes, not 1")
     if isinstance(data, Tokens) and loss == "mse":
         raise ValueError("loss: 'mse' has no meaning for data.kind 'tokens'; use 'cross_entropy'")
     if not isinstance(data, Gaussian | Sphere) or data.targets is None:

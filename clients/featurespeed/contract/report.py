@@ -68,12 +68,15 @@ class BlockRecommendation(Model):
     ``init_std`` is the std over all weight matrices of the block; ``multiplier`` is a factor on the block's output
     (1: all scale is in the initialization). ``note`` says what a reader must know, such as a scale that a norm layer
     makes immaterial. ``first_lr``, of an output that starts at zero: the learning rate of the first step, without
-    warm-up, in place of ``lr``.
+    warm-up, in place of ``lr``. ``module`` is the path of the submodule whose output is the cut node. ``init_ratio`` is
+    ``init_std`` over that of the model's own default initialization (``None`` where that is 0).
     """
 
     index: int
     name: str
+    module: str | None = None
     init_std: float
+    init_ratio: float | None = None
     multiplier: float
     lr: float
     init_std_over_seeds: GeometricStatistic
@@ -87,7 +90,8 @@ class ParameterRecommendation(Model):
     """Initialization of one tensor, ``init_mean`` + ``init_std`` · noise, and its learning rate.
 
     ``first_lr`` is that of the first step, if it has one of its own (see BlockRecommendation). ``optimizer`` is the one
-    that the rate is for (``None`` for a frozen parameter).
+    that the rate is for (``None`` for a frozen parameter). ``init_ratio``: root mean square over that of the default
+    initialization.
     """
 
     name: str
@@ -95,6 +99,7 @@ class ParameterRecommendation(Model):
     shape: tuple[int, ...]
     init_mean: float
     init_std: float
+    init_ratio: float | None = None
     lr: float
     first_lr: float | None = None
     optimizer: OptimizerName | None = None

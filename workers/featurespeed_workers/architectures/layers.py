@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featurespeed.contract.architecture import Activation, Norm
+from featurespeed_workers.network import Block, Network, Scalable
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -56,6 +58,41 @@ class Chain(nn.Module):
         for block in self.children():
             x = block(x)
         return x
+
+
+def chain_network(blocks: Mapping[str, nn.Module], scalables: Callable[[str], tuple[Scalable, ...]]) -> Network:
+    """The network of a chain: every block owns the parameters of its module; ``scalables`` gives those of a block."""
+    module = Chain(blocks)
+    return Network(
+        module,
+        tuple(
+            Block(name, name, tuple(f"{name}.{p}" for p, _ in block.named_parameters()), scalables(name))
+            for name, block in blocks.items()
+        ),
+        base_stds(module),
+    )
+
+
+POSITION_STD = 0.1
+"""Std of learned positions before the joint rescaling, with token embeddings at 1: positions tell tokens apart from the
+first step on, yet take 1 % of the mean square, so that the stream starts out saying which token it is (GPT-2 keeps
+the same order, 0.01 against 0.02)."""
+
+
+def base_stds(module: nn.Module) -> dict[str, float]:
+    """Std at the start of rule ``fsc``, by parameter name: 1/√fan_in of matrices, 1 of token embeddings."""
+    stds = {}
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(part, nn.Linear):
+            stds[f"{prefix}weight"] = 1 / math.sqrt(part.in_features)
+        elif isinstance(part, nn.Conv2d):
+            stds[f"{prefix}weight"] = 1 / math.sqrt(part.weight[0].numel())
+        elif isinstance(part, nn.Embedding):
+            stds[f"{prefix}weight"] = 1.0
+        if isinstance(getattr(part, "position", None), nn.Parameter):
+            stds[f"{prefix}position"] = POSITION_STD
+    return stds
 
 
 class PreLinear(nn.Linear):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from featurespeed.contract import Mlp
-from featurespeed_workers.architectures.layers import Chain, PostNormLinear
-from featurespeed_workers.network import Scalable
+from featurespeed_workers.architectures.layers import PostNormLinear, chain_network
+from featurespeed_workers.network import Network, Scalable
 
 
-def build_mlp(architecture: Mlp) -> Chain:
-    """The module of an MLP (paper, Sec 5.1); a cut node is the pre-activation."""
+def mlp_network(architecture: Mlp) -> Network:
+    """An MLP (paper, Sec 5.1); a cut node is the pre-activation."""
     a = architecture
     width, phi, norm, bias = a.width, a.activation, a.norm, a.bias
     blocks: dict[str, nn.Module] = {
@@ -19,9 +19,4 @@ def build_mlp(architecture: Mlp) -> Chain:
     for name in a.block_names[1:-1]:
         blocks[name] = PostNormLinear(width, width, activation=phi, norm=norm, bias=bias)
     blocks["output"] = PostNormLinear(width, a.output_dim, activation=phi, norm="none", bias=bias)
-    return Chain(blocks)
-
-
-def mlp_scalables(architecture: Mlp, block: str) -> tuple[Scalable, ...]:
-    """The block's one matrix."""
-    return (Scalable(module=block, parameters=(f"{block}.weight",)),)
+    return chain_network(blocks, lambda block: (Scalable(module=block, parameters=(f"{block}.weight",)),))

@@ -10,8 +10,8 @@ import math
 from torch import Tensor, nn
 
 from featurespeed.contract import ResNet
-from featurespeed_workers.architectures.layers import Chain, PreLinear, combined
-from featurespeed_workers.network import Scalable
+from featurespeed_workers.architectures.layers import PreLinear, chain_network, combined
+from featurespeed_workers.network import Network, Scalable
 
 
 class ResidualBlock(nn.Module):
@@ -28,8 +28,8 @@ class ResidualBlock(nn.Module):
         return combined(self.shortcut, f, self.beta, self.branch(f))
 
 
-def build_resnet(architecture: ResNet) -> Chain:
-    """The module of a ResNet; a cut node is the residual stream after a block."""
+def resnet_network(architecture: ResNet) -> Network:
+    """A ResNet; a cut node is the residual stream after a block."""
     a = architecture
     shortcut = math.sqrt(1 - a.beta**2) if a.shortcut == "variance_preserving" else 1.0
     blocks: dict[str, nn.Module] = {"input": nn.Linear(a.input_dim, a.width, bias=a.bias)}
@@ -37,10 +37,10 @@ def build_resnet(architecture: ResNet) -> Chain:
         branch = PreLinear(a.width, a.width, activation=a.activation, norm=a.norm, bias=a.bias)
         blocks[name] = ResidualBlock(branch, shortcut=shortcut, beta=a.beta)
     blocks["output"] = PreLinear(a.width, a.output_dim, activation="identity", norm=a.norm, bias=a.bias)
-    return Chain(blocks)
+    return chain_network(blocks, _scalables)
 
 
-def resnet_scalables(architecture: ResNet, block: str) -> tuple[Scalable, ...]:
+def _scalables(block: str) -> tuple[Scalable, ...]:
     """The block's one matrix: a residual block's branch is brought to rms 1 before it is scaled by β."""
     path = block if block in ("input", "output") else f"{block}.branch"
     return (Scalable(module=path, parameters=(f"{path}.weight",)),)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featurespeed.contract import Image, Transformer
+from featurespeed.contract import Patches, Transformer
 from featurespeed.contract.architecture import Activation, Norm
-from featurespeed_workers.architectures.layers import ACTIVATIONS, Chain, PreLinear, make_norm
-from featurespeed_workers.network import Scalable
+from featurespeed_workers.architectures.layers import ACTIVATIONS, PreLinear, chain_network, make_norm
+from featurespeed_workers.network import Network, Scalable
 
 
-def patches_of(x: Tensor, image: Image) -> Tensor:
+def patches_of(x: Tensor, image: Patches) -> Tensor:
     """Images (batch, channels, height, width), or flattened (batch, pixels), → (batch, patches, channels · patch²).
 
     Patches come row by row; within one the order is channel, row, column.
@@ -41,11 +41,11 @@ class TokenInput(nn.Module):
 class PatchInput(nn.Module):
     """A linear map of each image patch plus a learned vector of its position."""
 
-    def __init__(self, image: Image, width: int, *, bias: bool) -> None:
+    def __init__(self, image: Patches, width: int, *, bias: bool) -> None:
         super().__init__()
         self.image = image
         self.embedding = nn.Linear(image.channels * image.patch**2, width, bias=bias)
-        self.position = nn.Parameter(torch.randn(image.patches, width))  # as nn.Embedding's default
+        self.position = nn.Parameter(torch.randn(image.count, width))  # as nn.Embedding's default
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) or (batch, pixels) → (batch, patches, width)."""
@@ -122,8 +122,8 @@ def _make_input(a: Transformer) -> nn.Module:
     return TokenInput(a.vocab_size, a.context_length, a.width)
 
 
-def build_transformer(architecture: Transformer) -> Chain:
-    """The module of a transformer; a cut node is the residual stream after a block."""
+def transformer_network(architecture: Transformer) -> Network:
+    """A transformer; a cut node is the residual stream after a block."""
     a = architecture
     blocks: dict[str, nn.Module] = {"input": _make_input(a)}
     for name in a.block_names[1:-1]:
@@ -133,10 +133,10 @@ def build_transformer(architecture: Transformer) -> Chain:
         )
     head = PreLinear if a.output_dim is None else ClassifierHead
     blocks["output"] = head(a.width, a.head_dim, activation="identity", norm=a.norm, bias=a.bias)
-    return Chain(blocks)
+    return chain_network(blocks, lambda block: _scalables(block, a.layers))
 
 
-def transformer_scalables(architecture: Transformer, block: str) -> tuple[Scalable, ...]:
+def _scalables(block: str, layers: int) -> tuple[Scalable, ...]:
     """Embedding and positions as one; the last matrix of each residual branch; the head.
 
     A branch is brought to rms ``1/sqrt(2 · layers)``: all of them together add a mean square of 1 to the stream.
@@ -145,6 +145,6 @@ def transformer_scalables(architecture: Transformer, block: str) -> tuple[Scalab
         return (Scalable(module=block, parameters=("input.embedding.weight", "input.position")),)
     if block == "output":
         return (Scalable(module=block, parameters=("output.weight",)),)
-    rms = 1 / math.sqrt(2 * architecture.layers)
+    rms = 1 / math.sqrt(2 * layers)
     last = (f"{block}.attention.projection", f"{block}.mlp.project")
     return tuple(Scalable(module=path, parameters=(f"{path}.weight",), target_rms=rms) for path in last)

@@ -27,7 +27,7 @@ import torch
 
 from featurespeed.contract import Architecture, JobRequest, Transformer, group_of
 from featurespeed.defaults import BASE_WIDTH
-from featurespeed_workers.architectures import base_initialize, base_stds
+from featurespeed_workers.architectures import base_initialize
 from featurespeed_workers.network import Network
 
 Kind = Literal["vector", "matrix", "output", "fixed"]
@@ -51,7 +51,7 @@ def _kind(block: str, name: str, dimensions: int) -> Kind:
 def mup_stds(request: JobRequest, network: Network) -> dict[str, float]:
     """Std of every tensor that is drawn, by parameter name."""
     kinds, base = kinds_of(network), request.scaling.base_width or BASE_WIDTH
-    stds = base_stds(network.module)
+    stds = dict(network.base_stds)
     for name, std in stds.items():
         if kinds[name] == "output":
             stds[name] = std * math.sqrt(base / request.architecture.width)
@@ -69,8 +69,8 @@ def _behind_relu(architecture: Architecture, matrix: str) -> bool:
 @torch.no_grad()
 def mup_initialize(request: JobRequest, network: Network, *, seed: int) -> None:
     """Draw every parameter, in place: the start of rule ``fsc``, at µP's scales."""
-    base_initialize(network, request.architecture, seed=seed)
-    parameters, base = dict(network.module.named_parameters()), base_stds(network.module)
+    base_initialize(network, seed=seed)
+    parameters, base = dict(network.module.named_parameters()), network.base_stds
     for name, std in mup_stds(request, network).items():
         parameters[name].mul_(std / base[name])
 
