@@ -16,7 +16,7 @@ from tests.client.reports import SPEC, report
 def test_json_is_all_there_is_on_stdout(service: LiveService, spec: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     out.write_text("old")
-    with meanwhile(service.succeed):
+    with meanwhile(lambda: service.succeed(watched=True)):
         done = run("recommend", spec, "--json", "--out", out, "--server", service.url)
     assert done.returncode == 0
     assert Report.model_validate_json(done.stdout) == report()

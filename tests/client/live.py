@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import uvicorn
 
 from featurespeed.contract import JobError, MeasurementEvent, Progress
@@ -32,13 +33,25 @@ class LiveService:
             time.sleep(0.02)
         return claim
 
-    def succeed(self) -> None:
-        """Run the next job to its report, with progress and a measurement on the way."""
+    def succeed(self, *, watched: bool = False) -> None:
+        """Run the next job to its report, with progress and a measurement on the way.
+
+        ``watched``: not before its events are watched; progress that the end has overtaken is not told any more.
+        """
         claim = self.claim()
         half = Progress(cells_done=0, cells_total=1, fraction=0.5, message="measuring")
         measurement = MeasurementEvent(seed=0, step=0, loss=2.0, angles=(0.5, None))
         self.store.record(claim.lease, progress=half, measurements=[measurement.model_dump_json()])
+        if watched:
+            self._await_stream()
         self.store.succeed(claim.lease, report().model_dump_json())
+
+    def _await_stream(self, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while "featurespeed_event_streams 1.0" not in httpx.get(f"{self.url}/metrics").text:
+            assert time.monotonic() < end, "nobody watches"
+            time.sleep(0.02)
+        time.sleep(0.3)  # it is counted before it has looked
 
     def fail(self) -> None:
         """Fail the next job."""
