@@ -166,12 +166,18 @@ def test_before_is_pytorch_alone() -> None:
         loss.backward()
         optimizer.step()
     first, second = features[:4], features[4:]
-    before = answer(asked).properties.before
+    report = answer(asked)
+    before = report.properties.before
     rms = [float(f.square().mean().sqrt()) for f in first]
     assert before.SP.value == pytest.approx(max(rms, key=lambda x: abs(math.log(x))), rel=1e-9)
     change = float((second[-1] - first[-1]).norm() / first[-1].norm())
     assert before.FL.value == pytest.approx(change, rel=1e-2)
     assert before.LD.value == pytest.approx((losses[0] - losses[1]) / losses[0], rel=1e-2)
+    shown = report.before
+    assert shown.loss == pytest.approx(losses[0], rel=1e-9)
+    assert [layer.feature_rms.mean for layer in shown.layers[:-1]] == pytest.approx(rms, rel=1e-9)
+    speeds = [float((b - a).square().mean().sqrt()) / 1e-3 for a, b in zip(first, second, strict=True)]
+    assert [layer.feature_speed.mean for layer in shown.layers[:-1]] == pytest.approx(speeds, rel=1e-2)
 
 
 def test_measure_judges_what_was_measured() -> None:
@@ -180,6 +186,7 @@ def test_measure_judges_what_was_measured() -> None:
     found = answer(parse_request(asked))
     assert found.properties.after is None
     assert found.stability is None
+    assert found.before is None  # what it judges is measured
     assert found.properties.before.FL.value is not None
     assert found.properties.before.S.holds is None
     balanced = answer(parse_request({**asked, "learning_rates": "balanced"})).properties.before
@@ -273,6 +280,9 @@ def test_own_modules() -> None:
     report = recommend(model, data, optimizer="sgd", seeds=(0, 1))
     assert report.properties.before.FL.holds is False
     assert report.properties.after.FL.holds
+    assert report.before.layers[0].feature_rms.values[1] == pytest.approx(
+        measure(model(1), data, optimizer="sgd").measurements[0].layers[0].feature_rms.mean, rel=1e-12
+    )
     assert report.properties.after.BS.holds
     lazy = recommend(model, data, optimizer="sgd", stability=False)
     assert lazy.stability is None

@@ -70,6 +70,7 @@ def assemble(kind: Kind, cells: Sequence[Cell], *, spec_sha256: str | None, wall
         kind=kind,
         recommendation=recommendation(scalings) if scalings else None,
         measurements=(with_kernels(initial, [cell.kernels for cell in cells]), *later),
+        before=_before(cells) if scalings else None,
         properties=properties_of([cell.before for cell in cells], [cell.after for cell in cells]),
         stability=stability_of([cell.after or cell.before for cell in cells]),
         branch_scale=first.branch_scale,
@@ -87,6 +88,12 @@ def assemble(kind: Kind, cells: Sequence[Cell], *, spec_sha256: str | None, wall
             wall_seconds=wall_seconds,
         ),
     )
+
+
+def _before(cells: Sequence[Cell]) -> Measurement | None:
+    """The state before the recommendation; ``None`` if under one of the seeds it cannot be measured."""
+    states = [cell.before for cell in cells if cell.before is not None]
+    return _measurement(0, [state.measurement for state in states]) if len(states) == len(cells) else None
 
 
 def device_name(device: torch.device) -> str:

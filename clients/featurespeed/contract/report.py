@@ -147,12 +147,16 @@ class Provenance(Model):
 class Report(Model):
     """The answer to a JobRequest. ``recommendation`` is there for kind ``recommend`` only.
 
-    ``stability`` is that of the first measurement, at the recommended scales.
+    ``stability`` is that of the first measurement, at the recommended scales. ``before``, for kind ``recommend``: the
+    layers of the state that ``properties.before`` judges (PyTorch's defaults, or a module of the user's as it is),
+    along the update that the optimizer settles to there, with learning rate 1 for all; ``None`` if it cannot be
+    measured.
     """
 
     kind: Kind
     recommendation: Recommendation | None = None
     measurements: tuple[Measurement, ...]
+    before: Measurement | None = None
     properties: Properties | None = None
     stability: StabilityMeasurement | None = None
     branch_scale: BranchScale | None = None
