@@ -20,9 +20,13 @@ def apply(report: Report, model: torch.nn.Module) -> None:
     With ``init_std`` 0 it is filled with ``init_mean`` (biases, gains of norm layers). Applying twice is applying once.
     A tensor with several names (tied weights) follows the first of them in the report.
 
-    Raises ParameterMismatch, and changes nothing, unless names and shapes are those of the report and values finite.
+    Raises ParameterMismatch, and changes nothing, unless names and shapes are those of the report and values finite;
+    ValueError for a report that keeps the scales of a checkpoint.
     """
-    pairs = _matched(_recommendation(report), model)
+    recommendation = _recommendation(report)
+    if recommendation.scales == "kept":
+        raise ValueError("the report keeps the scales of its checkpoint: there is nothing to apply but param_groups")
+    pairs = _matched(recommendation, model)
     faults = [f"{advice.name}: has values that are not finite" for advice, p in pairs if not _can_be_set(p, advice)]
     if faults:
         raise ParameterMismatch(faults)

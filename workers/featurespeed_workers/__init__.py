@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurespeed_workers.api import measure, recommend
+    from featurespeed_workers.checkpoints import load_checkpoint, save_checkpoint
     from featurespeed_workers.errors import MeasurementError
     from featurespeed_workers.found_blocks import blocks
     from featurespeed_workers.modules import network_of
     from featurespeed_workers.monitoring.monitor import FeatureSpeedMonitor
 
-__all__ = ["FeatureSpeedMonitor", "MeasurementError", "blocks", "measure", "network_of", "recommend"]
+__all__ = [
+    "FeatureSpeedMonitor",
+    "MeasurementError",
+    "blocks",
+    "load_checkpoint",
+    "measure",
+    "network_of",
+    "recommend",
+    "save_checkpoint",
+]
 
 _HOMES = {
     "measure": "api",
     "recommend": "api",
+    "save_checkpoint": "checkpoints",
+    "load_checkpoint": "checkpoints",
     "network_of": "modules",
     "blocks": "found_blocks",
     "MeasurementError": "errors",

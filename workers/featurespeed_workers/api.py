@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -29,17 +31,19 @@ from featurespeed.contract.base import Model as ContractModel
 from featurespeed.defaults import RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights, largest_decay
 from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
-from featurespeed_workers.directions import UpdateRule, rules_of
+from featurespeed_workers.directions import rules_of, rules_of_groups
 from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Method, Rates, Setting, measure_state
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
-from featurespeed_workers.optimizers import state_of
+from featurespeed_workers.optimizers import learning_rates_of, state_of
 from featurespeed_workers.own_cells import measured_cell, recommended_cell
 from featurespeed_workers.passes import Batch
 from featurespeed_workers.refining import Probing
+from featurespeed_workers.resuming import Resumed, resumed_cell
 from featurespeed_workers.rules.fsc import fsc
+from featurespeed_workers.rules.kept import keep_scales
 from featurespeed_workers.seeds import Cell, assemble
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
@@ -110,6 +114,7 @@ def recommend(
     stability: bool = True,
     method: Method = "exact",
     seeds: Sequence[int] = (0,),
+    checkpoint: bool | str | os.PathLike[str] = False,
 ) -> Report:
     """Recommend initialization scale and learning rate of every block by rule ``fsc``, from the model's own weights.
 
@@ -122,6 +127,13 @@ def recommend(
     ``refine``: short training probes around this answer, of so many steps (or a Refine, with factors). They take
     further batches, which are kept meanwhile, and begin again with them where there are too few; the optimizer must be
     a name or a contract optimizer.
+
+    ``checkpoint``: in the middle of a training, scales stay and learning rates alone are balanced anew. True: at the
+    weights that the model has and the state that your torch optimizer has; or a file of :func:`save_checkpoint`, at
+    whose weights and state a copy of the model is measured. ``seeds`` are then of batches alone. κ is by default that
+    of the present learning rates, so that features keep their pace; ``properties.before`` are at these rates. Where
+    they are not known, κ is the optimizer's default, or less where that would take more than a quarter of the loss.
+    ``relative_sensitivity``, ``branches`` and ``refine`` do not go with it.
     """
     _check(
         method,
@@ -130,6 +142,8 @@ def recommend(
         relative_sensitivity=relative_sensitivity,
         feature_step=1.0 if feature_step is None else feature_step,
     )
+    if checkpoint is not False:
+        _check_resumed({"branches": branches, "refine": refine}, relative_sensitivity)
     probing = Probing.of(refine, _specified(optimizer) if refine is not None else None)
     began, cells = time.perf_counter(), []
     for seed in seeds:
@@ -138,6 +152,19 @@ def recommend(
         setting = _setting(network, loss, optimizer, method, own_rates=False)
         chosen = drawn[:RECOMMENDATION_BATCHES]
         weights = _weights(setting, contributions or {})
+        balance = Balance.of(network, weights, granularity)
+        if checkpoint is not False:
+            resumed = _resumed(setting, optimizer, checkpoint)
+            kept = keep_scales(
+                resumed.setting,
+                chosen,
+                present=resumed.present,
+                contributions=weights,
+                granularity=granularity,
+                feature_step=feature_step,
+            )
+            cells.append(resumed_cell(resumed, seed, chosen[0], kept, balance, stability=stability))
+            continue
         scaling = fsc(
             setting,
             _parameters(network),
@@ -149,7 +176,6 @@ def recommend(
             granularity=granularity,
         )
         fresh = replace(setting, state=lambda name: {})
-        balance = Balance.of(network, weights, granularity)
         cells.append(recommended_cell(fresh, seed, chosen[0], scaling, balance, stability=stability))
         probing.start_from(setting, _parameters(network), cells[-1], drawn[RECOMMENDATION_BATCHES:] or drawn)
 
@@ -158,6 +184,25 @@ def recommend(
         return assemble("recommend", found, spec_sha256=None, wall_seconds=wall)
 
     return probing.refined(cells, assembled)
+
+
+def _check_resumed(given: Mapping[str, object], relative_sensitivity: float) -> None:
+    for name in [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{name}: does not go with checkpoint, which keeps all scales and the κ that is asked for")
+    if relative_sensitivity != RELATIVE_SENSITIVITY:
+        raise ValueError("relative_sensitivity: does not go with checkpoint; τ is then the one that is measured")
+
+
+def _resumed(setting: Setting, optimizer: AnyOptimizer, checkpoint: bool | str | os.PathLike[str]) -> Resumed:
+    optimizers = () if isinstance(optimizer, str | ContractModel) else _sequence(optimizer)
+    rates = learning_rates_of(optimizers, setting.network.module)
+    if isinstance(checkpoint, bool):
+        return Resumed.of(setting, rates)
+    return Resumed.from_file(setting, Path(checkpoint), rates)
+
+
+def _sequence(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> Sequence[torch.optim.Optimizer]:
+    return [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
 
 
 def _check(method: str, granularity: str, seeds: Sequence[int], **positive: float) -> None:
@@ -225,10 +270,8 @@ def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Meth
     if isinstance(loss, str) and loss not in get_args(LossName):
         raise ValueError(f"loss: {loss!r} is not one of {', '.join(get_args(LossName))}, nor a function")
     function = loss_function(loss) if isinstance(loss, str) else loss
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return _setting_of(network, function, [optimizer], method, own_rates)
-    if isinstance(optimizer, Sequence) and not isinstance(optimizer, str):
-        return _setting_of(network, function, optimizer, method, own_rates)
+    if not isinstance(optimizer, str | ContractModel):
+        return _setting_of(network, function, _sequence(optimizer), method, own_rates)
     if own_rates:
         raise ValueError("learning_rates: 'optimizer' needs a torch optimizer")
     rule = rules_of(_named(optimizer) if isinstance(optimizer, str) else optimizer, network)
@@ -264,20 +307,11 @@ def _setting_of(
     own_rates: bool,
 ) -> Setting:
     """Directions, states and (with ``own_rates``, as the rule's gain) rates from torch optimizers' groups."""
-    names = {p: name for name, p in network.module.named_parameters()}
-    rules: dict[str, UpdateRule] = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            rule = UpdateRule.from_group(optimizer, group)
-            rule = replace(rule, gain=float(group["lr"])) if own_rates else rule
-            own = [names[p] for p in group["params"] if p in names]
-            if twice := [name for name in own if name in rules]:
-                raise ValueError(f"optimizer: parameter {twice[0]!r} is in two groups")
-            rules.update(dict.fromkeys(own, rule))
-    missing = [name for p, name in names.items() if p.requires_grad and name not in rules]
-    if missing:
-        raise ValueError(f"optimizer: parameter {missing[0]!r} is in none of its groups; freeze it or add it")
-    states = {name: state_of(optimizers, p) for p, name in names.items()}
+    rules = rules_of_groups(optimizers, network.module)
+    if own_rates:
+        rates = learning_rates_of(optimizers, network.module)
+        rules = {name: replace(rule, gain=rates[name]) for name, rule in rules.items()}
+    states = {name: state_of(optimizers, p) for name, p in network.module.named_parameters()}
     return Setting(network, loss, rules.__getitem__, states.__getitem__, method)
 
 

@@ -94,7 +94,16 @@ class Balance:
                     found[name] = _rate(f"parameter {name!r}", share / len(names), [slopes[name]])
         return found
 
-    def silent(self, slopes: Slopes) -> list[tuple[str, str]]:
+    def notes(self, slopes: Slopes) -> dict[str, list[str]]:
+        """What a reader must know of the rates, by block: which are not the block's own doing."""
+        weights = zip(self.network.blocks, self.weights, strict=True)
+        notes = {block.name: ["its contribution weight is 0"] for block, weight in weights if weight == 0}
+        if self.granularity == "tensor":
+            for block, name in self._silent(slopes):
+                notes.setdefault(block, []).append(f"{name}: its gradient is zero, it has the block's rate")
+        return notes
+
+    def _silent(self, slopes: Slopes) -> list[tuple[str, str]]:
         """Block and name of every tensor whose gradient is zero up to rounding while its block learns."""
         return [
             (block.name, name)

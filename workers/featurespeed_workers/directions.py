@@ -6,7 +6,7 @@ A step of rate η is ``w ← w − η · u``; here is u, for every optimizer as 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -67,6 +67,13 @@ class UpdateRule:
                 raise ValueError(f"optimizer: {option}=True is not supported")
         options = {field.name for field in fields(cls)} - {"name", "gain"}
         return cls(name=name, **{key: group[key] for key in options if key in group})
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """What torch.optim keeps of a parameter under this rule, from its first step on."""
+        if self.name in ("adam", "adamw"):
+            return ("step", "exp_avg", "exp_avg_sq")
+        return ("momentum_buffer",) if self.momentum or self.name == "muon" else ()
 
     def sustained(self) -> Self:
         """The rule whose first step is the step that this one settles to under a constant gradient.
@@ -137,6 +144,26 @@ class UpdateRule:
             has_complex=False,
         )
         return moved.neg_()
+
+
+def rules_of_groups(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module) -> dict[str, UpdateRule]:
+    """The rule of each parameter that torch optimizers step, by name; their learning rates are left out.
+
+    Raises ValueError for a parameter in two groups, and for one that trains and is in none.
+    """
+    names = {p: name for name, p in module.named_parameters()}
+    rules: dict[str, UpdateRule] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rule = UpdateRule.from_group(optimizer, group)
+            own = [names[p] for p in group["params"] if p in names]
+            if twice := [name for name in own if name in rules]:
+                raise ValueError(f"optimizer: parameter {twice[0]!r} is in two groups")
+            rules.update(dict.fromkeys(own, rule))
+    missing = [name for p, name in names.items() if p.requires_grad and name not in rules]
+    if missing:
+        raise ValueError(f"optimizer: parameter {missing[0]!r} is in none of its groups; freeze it or add it")
+    return rules
 
 
 def rules_of(optimizer: Optimizer, network: Network) -> Callable[[str], UpdateRule]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featurespeed.contract import Muon, Optimizer
 
@@ -93,3 +93,10 @@ def _options(spec: Optimizer, name: str) -> dict[str, Any]:
 def state_of(optimizers: Sequence[torch.optim.Optimizer], parameter: Tensor) -> Mapping[str, Any]:
     """What the one that steps ``parameter`` keeps of it; empty before its first step."""
     return next((o.state[parameter] for o in optimizers if parameter in o.state), {})
+
+
+def learning_rates_of(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module) -> dict[str, float]:
+    """The learning rate that each parameter's group has now, by the parameter's name."""
+    names = {p: name for name, p in module.named_parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {names[p]: float(group["lr"]) for group in groups for p in group["params"] if p in names}

@@ -29,7 +29,7 @@ def measured_cell(
     wanted = feature_step(setting.main_optimizer)
     how = Judgement(None if balanced else 1.0, wanted, balance, stability, settles=fresh)
     state, doubts = seed_state(setting, _parameters(network), batch, found, how)
-    return _cell(network, seed, found, before=state, warnings=doubts)
+    return state_cell(network, seed, found, before=state, warnings=doubts)
 
 
 def recommended_cell(
@@ -55,7 +55,7 @@ def recommended_cell(
     found = measure_state(setting, scaling.parameters, batch, scaling.rates)
     after, more = seed_state(setting, scaling.parameters, batch, found, how)
     as_it_was = (f"before, {w}" for w in doubts)
-    cell = _cell(network, seed, found, before=before, warnings=(*scaling.warnings, *as_it_was, *more))
+    cell = state_cell(network, seed, found, before=before, warnings=(*scaling.warnings, *as_it_was, *more))
     return cell.model_copy(update={"scaling": seed_scaling(setting, scaling), "after": after})
 
 
@@ -63,9 +63,10 @@ def _parameters(network: Network) -> dict[str, Tensor]:
     return dict(network.module.named_parameters())
 
 
-def _cell(
+def state_cell(
     network: Network, seed: int, found: StateMeasurement, *, before: SeedState | None, warnings: Sequence[str]
 ) -> Cell:
+    """The cell of a network at one state; ``found`` is what was measured there."""
     parameter = next(network.module.parameters())
     return Cell(
         seed=seed,

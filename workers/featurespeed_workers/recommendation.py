@@ -16,6 +16,7 @@ from featurespeed.contract import (
     Recommendation,
 )
 from featurespeed.contract.base import Model
+from featurespeed.contract.report import Scales
 from featurespeed.defaults import WARMUP_FRACTION
 from featurespeed_workers.balance import rate_of
 from featurespeed_workers.measurement import Setting
@@ -49,6 +50,7 @@ class SeedScaling(Model):
     notes: dict[str, str]
     contributions: dict[str, float] | None = None
     granularity: Granularity | None = None
+    scales: Scales = "set"
     tensors: tuple[Tensors, ...]
 
 
@@ -70,7 +72,8 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
         for block in network.blocks
         for name in block.parameters
         for p in [scaling.parameters[name]]
-        for mean, std in [_mean_and_std(p.detach(), scaling.stds.get(name, scaling.stds.get(block.name)))]
+        for given in [scaling.stds.get(name, scaling.stds.get(block.name))]
+        for mean, std in [_present(p.detach()) if scaling.kept else _mean_and_std(p.detach(), given)]
     ]
     return SeedScaling(
         blocks=tuple(b.name for b in network.blocks),
@@ -83,6 +86,7 @@ def seed_scaling(setting: Setting, scaling: BlockScaling) -> SeedScaling:
         notes=scaling.notes,
         contributions=scaling.contributions,
         granularity=scaling.granularity,
+        scales="kept" if scaling.kept else "set",
         tensors=tuple(tensors),
     )
 
@@ -95,6 +99,12 @@ def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
     drawn = p.numel() == 1 and (p.ndim > 1 or first not in (0.0, 1.0))  # one number may be a draw that looks constant
     constant = bool((p == first).all()) and not drawn
     return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
+
+
+def _present(p: torch.Tensor) -> tuple[float, float]:
+    """Mean and std over the entries of a tensor that stays as it is."""
+    entries = p.double()
+    return float(entries.mean()), float(entries.std(correction=0))
 
 
 def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
@@ -116,6 +126,7 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
         relative_sensitivity_over_seeds=tau,
         contributions=seeds[0].contributions,
         granularity=seeds[0].granularity,
+        scales=seeds[0].scales,
         blocks=tuple(
             BlockRecommendation(
                 index=i + 1,

@@ -16,6 +16,8 @@ from featurespeed.contract.statistic import Statistic as Statistic
 if TYPE_CHECKING:
     import torch
 
+Scales = Literal["set", "kept"]
+
 
 class LayerMeasurement(Model):
     """What was measured at cut node f_l; ``size`` is m_l, the number of coordinates of f_l over the whole batch.
@@ -112,7 +114,8 @@ class Recommendation(Model):
     ``feature_step`` the κ that the rule took (the geometric mean over seeds), refined if ``refinement`` is there.
     ``output_multiplier`` is the factor on the output (1: it is in ``init_std``).
     ``contributions``: the weight of each group's blocks in the loss decay, behind the rates; ``granularity``: what has
-    a rate of its own.
+    a rate of its own. ``scales``: ``set`` by the rule, or ``kept``, those of a checkpoint: ``init_mean`` and
+    ``init_std`` are then what its tensors have, and τ is the one measured there.
     τ, κ, weights and granularity are ``None`` for rules that do not use them.
     """
 
@@ -125,6 +128,7 @@ class Recommendation(Model):
     relative_sensitivity_over_seeds: GeometricStatistic | None
     contributions: dict[str, float] | None = None
     granularity: Granularity | None = None
+    scales: Scales = "set"
     refinement: Refinement | None = None
     blocks: tuple[BlockRecommendation, ...]
     parameters: tuple[ParameterRecommendation, ...]
@@ -149,8 +153,8 @@ class Report(Model):
 
     ``stability`` is that of the first measurement, at the recommended scales. ``before``, for kind ``recommend``: the
     layers of the state that ``properties.before`` judges (PyTorch's defaults, or a module of the user's as it is),
-    along the update that the optimizer settles to there, with learning rate 1 for all; ``None`` if it cannot be
-    measured.
+    along the update that the optimizer settles to there, with learning rate 1 for all; with a checkpoint, along its
+    next step at the present learning rates. ``None`` if it cannot be measured.
     """
 
     kind: Kind

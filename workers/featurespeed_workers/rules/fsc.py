@@ -123,11 +123,7 @@ def _notes(forward: Forwarded, balance: Balance, slopes: Slopes) -> dict[str, st
         "its scale is immaterial, as behind a norm layer": forward.immaterial,
         "no scale brings its output to its target": forward.unreached,
     }
-    weights = zip(balance.network.blocks, balance.weights, strict=True)
-    notes = {block.name: ["its contribution weight is 0"] for block, weight in weights if weight == 0}
-    if balance.granularity == "tensor":
-        for block, name in balance.silent(slopes):
-            notes.setdefault(block, []).append(f"{name}: its gradient is zero, it has the block's rate")
+    notes = balance.notes(slopes)
     for reason, scalables in why.items():
         for block, scalable in scalables:
             notes.setdefault(block, []).append(f"{scalable.module}: left as it was, {reason}")

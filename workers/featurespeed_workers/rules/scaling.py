@@ -33,3 +33,5 @@ class BlockScaling:
     first_rates: dict[str, float] = field(default_factory=dict)
     """Learning rates of the first step by block name where they are not δt η_l times the schedule: of an output that
     starts at zero. They are what the optimizer is given, without δt or warm-up."""
+    kept: bool = False
+    """Whether the parameters are those of a checkpoint, whose scales stay."""
