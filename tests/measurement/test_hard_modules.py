@@ -235,7 +235,10 @@ def test_decoupled_weight_decay_and_subclasses() -> None:
 MISUSE = {
     "learning_rates": ({"learning_rates": "balancd"}, "'balancd' is neither"),
     "unknown block": ({"learning_rates": {"0": 1.0, "1": 1.0, "2": 1.0}}, "unknown block '2'"),
-    "method": ({"method": "finite"}, "'finite' is not one of exact, finite_difference"),
+    "method": (
+        {"method": "finite"},
+        "'finite' is not one of exact, double_backward, central_difference, fin",
+    ),
     "loss": ({"loss": "mae"}, "'mae' is not one of mse, cross_entropy"),
     "seeds": ({"seeds": ()}, "seeds: at least one"),
 }

@@ -336,7 +336,7 @@ def test_two_processes_never_wait_for_a_measurement(tmp_path, case: str) -> None
     [
         ({"every": 0}, "every: must be at least 1, got 0"),
         ({"loss": "hinge"}, "loss: 'hinge' is not one of mse, cross_entropy"),
-        ({"method": "guess"}, "method: 'guess' is not one of exact, finite_difference"),
+        ({"method": "guess"}, "method: 'guess' is not one of exact, double_backward, central_difference, fin"),
         ({"to": 7}, "to: 7 is neither a path, nor a callable, nor has it add_scalar"),
         ({"blocks": ["nowhere", "2"]}, "no submodule 'nowhere'"),
         ({"optimizer": torch.optim.Adagrad([torch.ones(1)])}, "Adagrad is not one of SGD"),

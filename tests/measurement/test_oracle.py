@@ -157,6 +157,20 @@ def test_finite_difference_is_a_looser_witness(architecture: str) -> None:
         assert b.angle == pytest.approx(a.angle, abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_double_backward_is_exact_as_well(architecture: str) -> None:
+    request, network, source, loss_fn = _setup(architecture, "adam")
+    rule = UpdateRule.from_contract(request.optimizer)
+    parameters, batch = dict(network.module.named_parameters()), source.batch(0, 0)
+    exact, twice = (
+        measure_state(Setting(network, loss_fn, lambda n: rule, method=m), parameters, batch, "balanced")
+        for m in ("exact", "double_backward")
+    )
+    assert twice.method == "double_backward"
+    for a, b in zip(exact.layers, twice.layers, strict=True):
+        assert (b.feature_speed, b.cos) == pytest.approx((a.feature_speed, a.cos), rel=1e-11)
+
+
 def test_balanced_rates_give_equal_contributions_and_unit_decay() -> None:
     request, network, source, loss_fn = _setup("resnet", "sgd")
     rule = UpdateRule.from_contract(request.optimizer)

@@ -28,13 +28,14 @@ from featurespeed.contract import (
     SignSgd,
 )
 from featurespeed.contract.base import Model as ContractModel
+from featurespeed.contract.request import Method
 from featurespeed.defaults import RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, contribution_weights, largest_decay
 from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import rules_of, rules_of_groups
 from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.losses import LossFunction, loss_function
-from featurespeed_workers.measurement import Method, Rates, Setting, measure_state
+from featurespeed_workers.measurement import Rates, Setting, measure_state
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import learning_rates_of, state_of
@@ -79,6 +80,8 @@ def measure(
     weights. ``granularity``: what has a balanced rate of its own, a ``block``, a ``tensor`` or a ``group``. Parameters
     that require no gradient are frozen. ``blocks``: see :func:`network_of`; unless given they are found, by
     :func:`featurespeed_workers.blocks`, on the first batch, and shown on standard error if that is a terminal.
+    ``method``: ``exact`` (forward mode; where an operator has no rule for it ``double_backward``, and where that fails
+    ``central_difference``, which the report then says), one of these, or the cheaper one-sided ``finite_difference``.
     ``stability``: measure how fast backward passes and gradients change, by a second derivative, at the cost of about
     four training steps.
 

@@ -28,6 +28,8 @@ class Capture:
     """∇L by parameter name, for the parameters that train; zero where the loss does not depend on one."""
     recording: Recording
     """Outputs of linear maps and attention: a second pass need not compute them again."""
+    precision: torch.dtype
+    """The coarsest that the signal passes through: under autocast, not that of the parameters."""
 
 
 def capture(network: Network, parameters: Parameters, batch: Batch, loss_function: LossFunction) -> Capture:
@@ -64,9 +66,14 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
             backward=known[: len(features)],
             gradients=by_parameter,
             recording=recorded.recording,
+            precision=max({loss.dtype, *recorded.dtypes, *(f.dtype for f in features)}, key=_coarseness),
         )
 
     return under(network, leaves, action)
+
+
+def _coarseness(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def _check_features(network: Network, features: list[Tensor], versions: list[int], loss: Tensor) -> None:

@@ -11,16 +11,17 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from featurespeed_workers import formula, velocity
+from featurespeed.contract.request import Method
+from featurespeed_workers import differences, formula, velocity
 from featurespeed_workers.balance import Balance, Slope, rate_of
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.directions import State, UpdateRule
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.losses import LossFunction
+from featurespeed_workers.methods import by_first_that_works
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, inner, norm, same_randomness
 
-Method = Literal["exact", "finite_difference"]
 RuleOf = Callable[[str], UpdateRule]
 StateOf = Callable[[str], State]
 
@@ -56,6 +57,12 @@ class StateMeasurement:
     unit_contributions: tuple[float, ...]
     method: Method
     parameter_rates: dict[str, float] = field(default_factory=dict)
+    precision: str | None = None
+    """The coarsest dtype that the signal passes through, as autocast decides it."""
+    cos_error: float | None = None
+    """How far differences are estimated to be off in some cos θ."""
+    reason: str | None = None
+    """Why the method is not the one that was asked for."""
 
     @property
     def all_rates(self) -> dict[str, float]:
@@ -101,7 +108,8 @@ def measure_state(setting: Setting, parameters: Parameters, batch: Batch, rates:
     """Measure every layer at ``parameters``, along ẇ_l = −η_l u_l with u the optimizer's direction at its state.
 
     Nothing that belongs to the user changes: module, gradients, optimizer state, global random state.
-    An operator without a forward-mode rule is measured by finite difference instead; ``method`` in the result says so.
+    Where an operator has no forward-mode rule, ``exact`` gives way to what ``methods.py`` finds; ``method`` and
+    ``reason`` in the result say so. Raises MeasurementError, ``not-differentiable`` for ``double_backward`` that fails.
     """
     return measure_slopes(setting, parameters, batch, rates)[0]
 
@@ -110,10 +118,14 @@ def measure_slopes(
     setting: Setting, parameters: Parameters, batch: Batch, rates: Rates
 ) -> tuple[StateMeasurement, dict[str, Slope]]:
     """As :func:`measure_state`, with what balanced rates are made of: the Slope of every parameter that trains."""
-    try:
-        return _measure(setting, parameters, batch, rates)
-    except NotImplementedError:
-        return _measure(replace(setting, method="finite_difference"), parameters, batch, rates)
+    found, slopes = by_first_that_works(
+        setting.network.fallback,
+        setting.method,
+        lambda method: _measure(replace(setting, method=method), parameters, batch, rates),
+    )
+    if not math.isfinite(found.formula_residual):
+        raise MeasurementError("not-finite", "the velocities of the features are lost to rounding; try dtype float64")
+    return found, slopes
 
 
 def _measure(
@@ -136,8 +148,8 @@ def _measure(
             if eta != 0
         }
         rewind()
-        speeds = _speeds(setting, parameters, batch, captured, moves, unit)
-    return _combine(setting, captured, updates, speeds, by_name), slopes
+        found = _found(setting, parameters, batch, captured, updates, moves, by_name, unit, rewind)
+    return found, slopes
 
 
 @dataclass(frozen=True)
@@ -193,21 +205,48 @@ def _rates(network: Network, slopes: Mapping[str, Slope], rates: Rates) -> dict[
     return found
 
 
-def _speeds(
-    setting: Setting, parameters: Parameters, batch: Batch, captured: Capture, moves: velocity.Moves, unit: float
-) -> dict[int, tuple[float, float]]:
-    """‖ḟ_l‖_2 and ⟨b_l, ḟ_l⟩ by block index, for moves in units of ``unit``; ḟ itself is not kept."""
-    found: dict[int, tuple[float, float]] = {}
+def _found(
+    setting: Setting,
+    parameters: Parameters,
+    batch: Batch,
+    captured: Capture,
+    updates: Mapping[str, _Update],
+    moves: velocity.Moves,
+    rates: Mapping[str, float],
+    unit: float,
+    rewind: Callable[[], None],
+) -> StateMeasurement:
+    """The measurement by the setting's method, for moves in units of ``unit``; ḟ itself is not kept."""
 
-    def visit(i: int, x: Tensor | None, factor: float) -> None:
-        scale = unit * factor
-        found[i] = (0.0, 0.0) if x is None else (scale * norm(x), scale * inner(captured.backward[i], x))
+    def by(along: Callable[[velocity.Visit], None]) -> StateMeasurement:
+        speeds: dict[int, tuple[float, float]] = {}
 
+        def visit(i: int, x: Tensor | None, factor: float) -> None:
+            scale = unit * factor
+            speeds[i] = (0.0, 0.0) if x is None else (scale * norm(x), scale * inner(captured.backward[i], x))
+
+        along(visit)
+        return _combine(setting, captured, updates, speeds, rates)
+
+    given = (setting.network, parameters, moves, batch, captured)
     if setting.method == "exact":
-        velocity.exact(setting.network, parameters, moves, batch, captured, visit)
-    else:
-        velocity.finite_difference(setting.network, parameters, moves, batch, captured, visit)
-    return found
+        return by(lambda visit: velocity.exact(*given, visit))
+    if setting.method == "double_backward":
+        return by(lambda visit: velocity.double_backward(*given, visit))
+    if setting.method == "finite_difference":
+        found = by(lambda visit: differences.finite_difference(*given, visit))
+        return replace(found, cos_error=found.formula_residual)
+    wide = by(lambda visit: differences.central_difference(*given, visit, rewind, widening=2.0))
+    rewind()
+    found = by(lambda visit: differences.central_difference(*given, visit, rewind))
+    return replace(found, cos_error=_difference_in_cos(found, wide))
+
+
+def _difference_in_cos(a: StateMeasurement, b: StateMeasurement) -> float:
+    """What another step changes (all of the error), or what the formula shows (that along b), whichever is more."""
+    pairs = ((x.cos, y.cos) for x, y in zip(a.layers, b.layers, strict=True))
+    apart = (abs(x - y) for x, y in pairs if x is not None and y is not None)
+    return max(a.formula_residual, *apart, 0.0)
 
 
 def _combine(
@@ -243,8 +282,16 @@ def _combine(
                 gradient_norm=math.hypot(*(updates[n].gradient_norm for n in own)),
             )
         )
-    if not math.isfinite(worst):
-        raise MeasurementError("not-finite", "the velocities of the features are lost to rounding; try dtype float64")
     etas = tuple(rates[block.name] for block in setting.network.blocks)
     own_rates = {name: rates[name] for name in updates if name in rates}
-    return StateMeasurement(captured.loss, decay, worst, tuple(layers), etas, tuple(units), setting.method, own_rates)
+    return StateMeasurement(
+        captured.loss,
+        decay,
+        worst,
+        tuple(layers),
+        etas,
+        tuple(units),
+        setting.method,
+        own_rates,
+        str(captured.precision).removeprefix("torch."),
+    )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from featurespeed.contract.request import Method
+
 
 @dataclass(frozen=True)
 class Scalable:
@@ -32,6 +34,16 @@ class Block:
     """What SP rescales, in forward order."""
 
 
+@dataclass
+class Fallback:
+    """What stands in for forward mode on a network, found at its first measurement: see ``methods.py``."""
+
+    method: Method = "exact"
+    reason: str | None = None
+    """Which operator makes it necessary, in words."""
+    settled: bool = False
+
+
 @dataclass(frozen=True)
 class Network:
     """A module and its blocks in forward order; the output of the last block is the output of the module."""
@@ -44,6 +56,7 @@ class Network:
     default_rms: Mapping[str, float] = field(default_factory=dict)
     """Root mean square of every tensor in the default initialization of what was built; empty for a module of the
     user's, whose own weights are its default."""
+    fallback: Fallback = field(default_factory=Fallback, compare=False, repr=False)
 
 
 def check_module(module: nn.Module) -> None:

@@ -26,12 +26,16 @@ class RecordedOutputs(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.recording: list[tuple[Tensor, int]] = []
+        self.dtypes: set[torch.dtype] = set()
+        """Of all that carries a gradient."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call ``func``; record its output if it is one of ours."""
         output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.requires_grad and output.is_floating_point():
+            self.dtypes.add(output.dtype)
         if func in _TANGENTS:
             self.recording.append((output.detach(), output._version))
         return output

@@ -24,13 +24,10 @@ from featurespeed_workers.drift import Drift, with_drift
 from featurespeed_workers.kernel import Kernels
 from featurespeed_workers.loss_curves import SeedLosses, over_seeds
 from featurespeed_workers.measurement import LayerValues, StateMeasurement
+from featurespeed_workers.methods import ORDER, residual_bound
 from featurespeed_workers.properties import SeedState
 from featurespeed_workers.recommendation import SeedScaling, recommendation
 from featurespeed_workers.summaries import properties_of, stability_of, with_kernels
-
-RESIDUAL_BOUNDS = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
-"""The two sides of the formula must agree to this, relatively, in an exact measurement."""
-FINITE_DIFFERENCE_BOUND = 5e-2
 
 
 class Checkpoint(Model):
@@ -118,7 +115,8 @@ def _measurement(step: int, seeds: Sequence[StateMeasurement]) -> Measurement:
         loss=loss.mean or 0.0,
         loss_decay=math.fsum(m.loss_decay for m in seeds) / len(seeds),
         formula_residual=max(m.formula_residual for m in seeds),
-        method="exact" if all(m.method == "exact" for m in seeds) else "finite_difference",
+        method=max((m.method for m in seeds), key=(*ORDER, "finite_difference").index),
+        cos_error=max((m.cos_error for m in seeds if m.cos_error is not None), default=None),
         loss_over_seeds=loss,
         layers=tuple(_layer(i, [m.layers[i] for m in seeds]) for i in range(len(seeds[0].layers))),
     )
@@ -145,11 +143,11 @@ def _layer(index: int, seeds: Sequence[LayerValues]) -> LayerMeasurement:
 
 def _doubts(cells: Sequence[Cell]) -> list[str]:
     """Warnings about the measurements themselves."""
-    doubts = []
+    doubts = _stand_ins([c.measurement for cell in cells for c in cell.checkpoints])
     for cell in cells:
         for checkpoint in cell.checkpoints:
             m, where = checkpoint.measurement, f"seed {cell.seed}, step {checkpoint.step}"
-            bound = RESIDUAL_BOUNDS.get(cell.dtype, 5e-2) if m.method == "exact" else FINITE_DIFFERENCE_BOUND
+            bound = residual_bound(m.method, m.precision or cell.dtype)
             if m.formula_residual > bound:
                 doubts.append(
                     f"{where}: the two sides of the formula differ by {m.formula_residual:.1e} (> {bound:.0e})"
@@ -159,3 +157,13 @@ def _doubts(cells: Sequence[Cell]) -> list[str]:
             if still and not from_zero:
                 doubts.append(f"{where}: the gradient of block {still[0]!r} is zero: it does not learn")
     return doubts
+
+
+def _stand_ins(found: Sequence[StateMeasurement]) -> list[str]:
+    """By what was measured where forward mode does not do, why, and the error that it adds."""
+    told = []
+    for reason, method in dict.fromkeys((m.reason, m.method) for m in found if m.reason is not None):
+        errors = [m.cos_error for m in found if (m.reason, m.method) == (reason, method) and m.cos_error is not None]
+        added = f"about {max(errors):.0e} to cos θ" if errors else "no error but rounding"
+        told.append(f"{reason}: measured by {method.replace('_', ' ')}, which adds {added}")
+    return told

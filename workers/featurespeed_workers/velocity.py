@@ -1,23 +1,23 @@
-"""Feature velocities ḟ_l = Σ_k (∂f_l/∂w_k) ẇ_k at every cut node, from one more pass.
+"""Feature velocities ḟ_l = Σ_k (∂f_l/∂w_k) ẇ_k at every cut node, by differentiation: forward mode, or twice backward.
 
-``exact`` is forward-mode differentiation. ``finite_difference`` is ``(f(w + h ẇ) − f(w)) / h``.
+Both raise NoRuleError where an operator does not know that kind; ``differences.py`` needs no derivative at all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.autograd.forward_ad as fwad
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featurespeed_workers.capture import Capture
 from featurespeed_workers.network import Network
-from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, norm
+from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, forward, under
 from featurespeed_workers.reuse import ReusedOutputs
 
 
@@ -42,10 +42,14 @@ Visit = Callable[[int, Tensor | None, float], None]
 """Is given the index i of a block, a tensor x (``None`` if the feature does not move) and a factor a: ḟ_i = a x."""
 
 
+class NoRuleError(NotImplementedError):
+    """An operator that cannot be differentiated in the way that was tried; the message names it if torch does."""
+
+
 def exact(
     network: Network, parameters: Parameters, moves: Moves, batch: Batch, captured: Capture, visit: Visit
 ) -> None:
-    """Visit ḟ_l in forward order. Raises NotImplementedError for an operator without a forward-mode rule."""
+    """Visit ḟ_l in forward order, by forward-mode differentiation. Raises NoRuleError."""
 
     def unpack(i: int, feature: Tensor) -> None:
         visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
@@ -55,7 +59,74 @@ def exact(
             name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
         }
-        call(network, duals, batch[0])
+        try:
+            call(network, duals, batch[0])
+        except RuntimeError as error:  # NotImplementedError is one; custom functions in C++ raise the plain kind
+            if isinstance(error, NotImplementedError) or "jvp" in str(error):
+                raise NoRuleError(f"{_operator(error)} has no forward-mode rule") from error
+            raise
+
+
+def double_backward(
+    network: Network, parameters: Parameters, moves: Moves, batch: Batch, captured: Capture, visit: Visit
+) -> None:
+    """Visit ḟ_l in forward order, by two backward passes. Raises NoRuleError.
+
+    g(v) = Σ_l (∂f_l/∂w)ᵀ v_l is linear in v, so that ∂⟨g(v), ẇ⟩/∂v_l = (∂f_l/∂w) ẇ = ḟ_l at any v: of all l at once.
+    """
+    leaves = {name: p.detach().requires_grad_(name in moves) for name, p in parameters.items()}
+    nodes: list[Tensor] = []
+
+    def action(module: nn.Module) -> list[Tensor | None]:
+        with torch.enable_grad(), plain_kernels(), cut_nodes(network, lambda _, f: nodes.append(f)):
+            forward(module, batch[0])
+        try:
+            return _transposed(nodes, {name: leaves[name] for name in moves}, moves)
+        except RuntimeError as error:  # torch has a dozen ways to say so; no memory is another reason to go on
+            raise NoRuleError(f"{_operator(error)} cannot be differentiated twice") from error
+
+    for i, found in enumerate(under(network, leaves, action)):
+        visit(i, found, 1.0)
+
+
+def _transposed(nodes: list[Tensor], moving: Parameters, moves: Moves) -> list[Tensor | None]:
+    reached = [f for f in nodes if f.requires_grad]
+    dummies = [torch.zeros_like(f, requires_grad=True) for f in reached]
+    pulled = torch.autograd.grad(reached, list(moving.values()), dummies, create_graph=True, allow_unused=True)
+    pairs = zip(pulled, moves.values(), strict=True)
+    terms = [(g * move.times(1.0)).sum() for g, move in pairs if g is not None and g.requires_grad]
+    slope = torch.stack(terms).sum() if terms else None
+    if slope is None:
+        return [None] * len(nodes)
+    _check_differentiable(slope)
+    found = iter(torch.autograd.grad(slope, dummies, allow_unused=True))
+    return [next(found) if f.requires_grad else None for f in nodes]
+
+
+def _check_differentiable(x: Tensor) -> None:
+    """Raises RuntimeError where the graph passes a function marked once differentiable: torch would go around it."""
+    seen, left = set(), [x.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if "Error" in node.name():
+                raise RuntimeError("a function marked with once_differentiable")
+            left.extend(parent for parent, _ in node.next_functions)
+
+
+def _operator(error: BaseException) -> str:
+    """The operator that the error is about: as torch names it, or the class of the custom function that raised it."""
+    named = re.search(r"forward AD with (\S+) that|derivative for '?(?:aten::)?(\w+)", str(error))
+    if named:
+        return f"operator {named[1] or named[2]!r}"
+    trace = error.__traceback__
+    while trace is not None:
+        kind = trace.tb_frame.f_locals.get("cls")
+        if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
+            return f"custom function {kind.__name__!r}"
+        trace = trace.tb_next
+    return "an operator"
 
 
 @contextlib.contextmanager
@@ -68,21 +139,3 @@ def plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def finite_difference(
-    network: Network, parameters: Parameters, moves: Moves, batch: Batch, captured: Capture, visit: Visit
-) -> None:
-    """Visit the forward difference of f_l along ẇ, in forward order.
-
-    The step h moves the parameters by sqrt(ε) of their own norm, where rounding and truncation are of the same order.
-    """
-    moved = [parameters[name] for name in moves]
-    size = math.hypot(*(norm(p) for p in moved))
-    speed = math.hypot(*(move.rate * norm(move.direction) for move in moves.values()))
-    h = math.sqrt(torch.finfo(moved[0].dtype).eps) * (size or 1.0) / speed if speed else 1.0
-    stepped = {
-        name: moves[name].times(h).add_(p.detach()) if name in moves else p.detach() for name, p in parameters.items()
-    }
-    with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, f - captured.features[i], 1 / h)):
-        call(network, stepped, batch[0])

@@ -212,8 +212,11 @@ def footer(report: Report) -> Iterator[str]:
         first = report.measurements[0]
         residual = max(measured.formula_residual for measured in report.measurements)
         yield f"loss at start    {number(first.loss)}"
-        meaning = "" if first.method == "exact" else "   (error in cos of finite differences)"
-        yield f"formula residual {residual:.1e}{meaning}"
+        yield f"formula residual {residual:.1e}"
+        if first.method != "exact":
+            error = max((m.cos_error for m in report.measurements if m.cos_error is not None), default=None)
+            added = "" if error is None else f", which adds about {error:.0e} to cos"
+            yield f"method           {first.method}{added}"
     made = report.provenance
     seeds = ", ".join(map(str, made.seeds))
     yield f"made with        seeds {seeds}; {made.dtype} on {made.device}; {made.wall_seconds:.1f} s"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from featurespeed.contract.base import Model
 from featurespeed.contract.evidence import BranchScale, Evidence
 from featurespeed.contract.optimizer import OptimizerName
 from featurespeed.contract.properties import KernelCosine, Properties, StabilityMeasurement
 from featurespeed.contract.refinement import Refinement
-from featurespeed.contract.request import Granularity, Kind
+from featurespeed.contract.request import Granularity, Kind, Method
 from featurespeed.contract.statistic import GeometricStatistic as GeometricStatistic
 from featurespeed.contract.statistic import Statistic as Statistic
 
@@ -49,15 +49,18 @@ class Measurement(Model):
     """All layers at one step of training; ``loss`` and ``loss_decay`` (−L̇) are means over seeds.
 
     ``formula_residual``: largest over layers and seeds of ``|−⟨b_v,ḟ_v⟩ − D_v| / (‖b_v‖‖ḟ_v‖)``; the two sides of the
-    feature speed formula come from two different computations. ``method`` says how ḟ was found (an operator without a
-    forward-mode rule forces ``finite_difference``); under finite differences the residual is the error in cos θ.
+    feature speed formula come from two different computations. ``method`` says how ḟ was found: ``exact`` by forward
+    mode; where an operator has no rule for that, by ``double_backward``, and where it has no second derivative either
+    by ``central_difference``; a warning then names it. ``cos_error``: the largest error that differences are estimated
+    to add to a cos θ; ``None`` for the methods that differentiate, whose error is rounding alone.
     """
 
     step: int
     loss: float
     loss_decay: float
     formula_residual: float
-    method: Literal["exact", "finite_difference"]
+    method: Method
+    cos_error: float | None = None
     loss_over_seeds: Statistic
     layers: tuple[LayerMeasurement, ...]
 

@@ -20,7 +20,8 @@ from featurespeed.defaults import RELATIVE_SENSITIVITY, contribution_weights, fe
 Kind = Literal["measure", "recommend"]
 Rule = Literal["fsc", "ntk", "mf_mup", "mup", "pytorch_default"]
 Loss = Literal["mse", "cross_entropy"]
-
+Method = Literal["exact", "double_backward", "central_difference", "finite_difference"]
+"""How ḟ is found: forward-mode differentiation, the vjp differentiated twice, differences of two passes or of one."""
 
 Granularity = Literal["block", "tensor", "group"]
 Group = Literal["input", "hidden", "output"]
@@ -71,7 +72,7 @@ class MeasurementSettings(Model):
     steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     every: Annotated[int, Field(ge=1, le=100_000)] = 10
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    method: Literal["exact", "finite_difference"] = "exact"
+    method: Method = "exact"
     master_lr: Positive | None = None
     stability: bool | None = None
     kernel_probes: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"not": {"const": 1}})] = 0

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
+from featurespeed.contract.request import Method
 from featurespeed_workers.api import Loss
 from featurespeed_workers.losses import own_loss
-from featurespeed_workers.measurement import Method
 from featurespeed_workers.modules import Blocks
 from featurespeed_workers.monitoring.monitor import Every, FeatureSpeedMonitor
 from featurespeed_workers.monitoring.targets import Target

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from featurespeed.contract.request import Method
 from featurespeed_workers.api import Loss
-from featurespeed_workers.measurement import Method
 from featurespeed_workers.modules import Blocks
 from featurespeed_workers.monitoring.monitor import Every, FeatureSpeedMonitor
 from featurespeed_workers.monitoring.targets import Target

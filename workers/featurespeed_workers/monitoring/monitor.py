@@ -11,9 +11,9 @@ from typing import Any, Self, get_args
 import torch
 from torch import nn
 
+from featurespeed.contract.request import Method
 from featurespeed_workers.api import Loss, LossName, measure
 from featurespeed_workers.directions import UpdateRule
-from featurespeed_workers.measurement import Method
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.monitoring.records import Failure, Record
 from featurespeed_workers.monitoring.targets import Sink, Target, close, sinks_of
@@ -32,8 +32,8 @@ class FeatureSpeedMonitor:
     ``model`` and ``blocks`` as for :func:`featurespeed_workers.measure`; blocks that are not given are found once, for
     the first batch that is measured. ``optimizer``: your torch optimizer, or several in a list. ``loss``: a name, or a
     function of the model's output and the targets. ``every``: see :data:`Every`. ``to``: a path (JSONL, appended to), a
-    ``SummaryWriter``, a callable that takes a :class:`Record`, or several of them in a list. ``method``: ``exact`` or
-    ``finite_difference``.
+    ``SummaryWriter``, a callable that takes a :class:`Record`, or several of them in a list. ``method``: as for
+    ``measure``.
 
     Call :meth:`step` before ``optimizer.step()``: what is measured is the update that the optimizer is about to make
     from its present state, at the rates that its groups have now, weight decay included, on the batch that is given.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field
 
 from featurespeed.contract import LayerMeasurement, Report
 from featurespeed.contract.base import Model
 from featurespeed.contract.properties import Property
+from featurespeed.contract.request import Method
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network
 
@@ -56,7 +57,8 @@ class Record(Model):
     """One measured step, or with ``error`` one that could not be measured; then nothing else is known of it.
 
     loss: on the step's batch, before the step. loss_decay: how much of it the step takes, to first order.
-    formula_residual: the two sides of the feature speed formula, compared (see docs/science.md). verdicts: by the name
+    formula_residual: the two sides of the feature speed formula, compared (see docs/science.md). cos_error: what the
+    method adds to it, as in a report. verdicts: by the name
     of the property, as in a report. warnings: doubts about the measurement. seconds: what it took, wall time.
     """
 
@@ -66,7 +68,8 @@ class Record(Model):
     loss: float | None = None
     loss_decay: float | None = None
     formula_residual: float | None = None
-    method: Literal["exact", "finite_difference"] | None = None
+    method: Method | None = None
+    cos_error: float | None = None
     blocks: tuple[BlockRecord, ...] = ()
     verdicts: dict[str, Property] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ class Record(Model):
             loss_decay=measured.loss_decay,
             formula_residual=measured.formula_residual,
             method=measured.method,
+            cos_error=measured.cos_error,
             blocks=tuple(_block(layer, own) for layer, own in zip(measured.layers, owned, strict=True)),
             verdicts={name: getattr(state, name) for name in VERDICTS},
             warnings=report.warnings,

@@ -1,0 +1,76 @@
+"""By which method a network is measured: forward mode, or what stands in where an operator has no rule for it.
+
+``exact`` is tried first, then ``double_backward`` (exact as well, at the memory of a second derivative), then
+``central_difference``. What was found holds for all later measurements of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from featurespeed.contract.request import Method
+from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.network import Fallback
+from featurespeed_workers.velocity import NoRuleError
+
+if TYPE_CHECKING:
+    from featurespeed_workers.balance import Slope
+    from featurespeed_workers.measurement import StateMeasurement
+
+Found = tuple["StateMeasurement", dict[str, "Slope"]]
+
+ORDER: tuple[Method, ...] = ("exact", "double_backward", "central_difference")
+RESIDUAL_BOUNDS = {"float32": 1e-4, "float64": 1e-10}
+"""The two sides of the formula must agree to this, relatively, where ḟ is differentiated; in less precision to 5e-2."""
+DIFFERENCE_BOUND = 5e-2
+SUSPICIOUS = 10.0
+"""So many times beyond its bound, a residual is no rounding: an operator lost the tangent without a word."""
+
+
+def residual_bound(method: Method, precision: str | None) -> float:
+    """How large ``formula_residual`` may be, by the dtype that the signal passes through."""
+    differentiated = method in ("exact", "double_backward")
+    return RESIDUAL_BOUNDS.get(precision or "", DIFFERENCE_BOUND) if differentiated else DIFFERENCE_BOUND
+
+
+def by_first_that_works(fallback: Fallback, asked: Method, attempt: Callable[[Method], Found]) -> Found:
+    """The measurement by the method that was asked for, or, for ``exact``, by the first that can be relied on.
+
+    Operators of ``torch.library`` without a forward-mode rule drop the tangent silently. The formula's residual tells:
+    then the next method is tried, and taken if its two sides agree at least ten times better.
+    """
+    if asked != "exact":
+        try:
+            return attempt(asked)
+        except NoRuleError as error:
+            raise MeasurementError("not-differentiable", f"{error}; method central_difference needs no rule") from error
+    if fallback.settled:
+        try:
+            found, slopes = attempt(fallback.method)
+            return replace(found, reason=fallback.reason), slopes
+        except NoRuleError:  # control flow has come to another operator
+            pass
+    return _settle(fallback, attempt)
+
+
+def _settle(fallback: Fallback, attempt: Callable[[Method], Found]) -> Found:
+    best: Found | None = None
+    reasons: list[str] = []
+    for method in ORDER:
+        try:
+            now = attempt(method)
+        except NoRuleError as error:
+            reasons.append(str(error))
+            continue
+        if best is None or now[0].formula_residual * SUSPICIOUS < best[0].formula_residual:
+            best = now
+        if now[0].formula_residual <= SUSPICIOUS * residual_bound(method, now[0].precision):
+            break
+        if method == "exact":
+            reasons.append("an operator gives its forward-mode derivative wrong, or none")
+    assert best is not None  # differences need no rule
+    fallback.method, fallback.settled = best[0].method, True
+    fallback.reason = " and ".join(dict.fromkeys(reasons)) if fallback.method != "exact" else None
+    return replace(best[0], reason=fallback.reason), best[1]
