@@ -31,6 +31,7 @@ VISION = {"family": "transformer", "layers": 2, "width": 8, "heads": 2, "image":
 SPEC = {"kind": "recommend", "architecture": MLP, "data": {"kind": "digits"}, "loss": "cross_entropy"}
 MEASURE = {"kind": "measure"}
 GAUSSIAN = {"kind": "gaussian"}
+CHECKPOINT = {"sha256": "0" * 64}
 NONE = {"input": 0.0, "hidden": 0.0, "output": 0.0}
 
 
@@ -133,6 +134,32 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
         "architecture.branch_scale",
         {"target_angle": 0.7},
         "depth ≥ 3",
+    ),
+    # checkpoints
+    ({"checkpoint": {"sha256": "abc"}}, "checkpoint.sha256", "abc", "[0-9a-f]{64}"),
+    ({**MEASURE, "checkpoint": CHECKPOINT}, "checkpoint", CHECKPOINT, "only kind 'recommend' takes it"),
+    *(
+        (
+            {"checkpoint": CHECKPOINT, "optimizer": {"name": "sgd"}, section: {field: value}},
+            f"{section}.{field}",
+            value,
+            why,
+        )
+        for why in ["does not go with checkpoint"]
+        for section, field, value in (
+            ("scaling", "rule", "pytorch_default"),
+            ("scaling", "relative_sensitivity", 0.5),
+            ("scaling", "refine", {"steps": 10}),
+            ("scaling", "zero_output", True),
+            ("measurement", "steps", 10),
+            ("measurement", "kernel_probes", 4),
+        )
+    ),
+    (
+        {"checkpoint": CHECKPOINT, "architecture": {**RESNET, "branch_scale": {"target_angle": 0.7}}},
+        "architecture.branch_scale.target_angle",
+        0.7,
+        "does not go with checkpoint",
     ),
     # optimizers
     ({"optimizer": {"name": "sgd", "nesterov": True}}, "optimizer.nesterov", True, "needs momentum > 0"),
@@ -337,7 +364,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 def test_examples_are_valid_and_begin_with_comments(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
     assert text.startswith("# ")
-    (tmp_path / "characters.safetensors").write_bytes(b"")
+    for made in ("characters", "training"):
+        (tmp_path / f"{made}.safetensors").write_bytes(b"")
     copied = tmp_path / path.name
     copied.write_text(text)
     request = parse_request(load_spec(copied).document)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from featurespeed.contract.validation import SpecError
 
 @dataclass(frozen=True)
 class Specification:
-    """A specification as it is sent, and the local file behind its ``data.sha256``, if it named one."""
+    """A specification as it is sent, and the local files behind ``data.sha256`` and ``checkpoint.sha256``, if named."""
 
     document: dict[str, Any]
     dataset: Path | None = None
+    checkpoint: Path | None = None
 
 
 Spec = Mapping[str, Any] | JobRequest | str | os.PathLike[str] | Specification
@@ -30,13 +31,14 @@ Spec = Mapping[str, Any] | JobRequest | str | os.PathLike[str] | Specification
 
 
 def load_spec(spec: Spec, kind: Kind | None = None) -> Specification:
-    """The specification with its kind and dataset filled in; raises SpecError, and OSError if it cannot be read.
+    """The specification with its kind and files filled in; raises SpecError, and OSError if it cannot be read.
 
-    ``kind`` is what is asked for: a missing ``kind`` becomes it, another one is an error. A dataset's ``path`` is taken
-    relative to the file of the specification (else the working directory) and replaced by the file's ``sha256``.
+    ``kind`` is what is asked for: a missing ``kind`` becomes it, another one is an error. The ``path`` of a dataset or
+    checkpoint is taken relative to the file of the specification (else the working directory) and replaced by the
+    file's ``sha256``.
     """
     if isinstance(spec, Specification):
-        return Specification(complete(spec.document, kind, Path()).document, spec.dataset)
+        return replace(spec, document=complete(spec.document, kind, Path()).document)
     if isinstance(spec, JobRequest):
         return complete(spec.model_dump(mode="json"), kind, Path())
     if isinstance(spec, Mapping):
@@ -51,18 +53,24 @@ def complete(document: dict[str, Any], kind: Kind | None, folder: Path) -> Speci
     if kind is not None and document.setdefault("kind", kind) != kind:
         raise _error("kind", document["kind"], f"Input should be '{kind}', which is what was called for")
     data = document.get("data")
-    if not isinstance(data, dict) or data.get("kind") != "dataset" or "path" not in data:
-        return Specification(document)
-    if "sha256" in data:
-        raise _error("data.path", data["path"], "path and sha256 exclude each other")
-    if not isinstance(data["path"], str):
-        raise _error("data.path", data["path"], "Input should be the path of a safetensors file")
-    path = folder / data.pop("path")
+    dataset = _file(data, "data", folder) if isinstance(data, dict) and data.get("kind") == "dataset" else None
+    return Specification(document, dataset, _file(document.get("checkpoint"), "checkpoint", folder))
+
+
+def _file(section: Any, name: str, folder: Path) -> Path | None:
+    """The local file that a section names; ``sha256`` then takes the place of ``path`` in it."""
+    if not isinstance(section, dict) or "path" not in section:
+        return None
+    if "sha256" in section:
+        raise _error(f"{name}.path", section["path"], "path and sha256 exclude each other")
+    if not isinstance(section["path"], str):
+        raise _error(f"{name}.path", section["path"], "Input should be the path of a safetensors file")
+    path: Path = folder / section.pop("path")
     try:
-        data["sha256"] = file_sha256(path)
+        section["sha256"] = file_sha256(path)
     except OSError as error:
-        raise _error("data.path", str(path), error.strerror or "cannot be read") from error
-    return Specification(document, path)
+        raise _error(f"{name}.path", str(path), error.strerror or "cannot be read") from error
+    return path
 
 
 def file_sha256(path: Path) -> str:

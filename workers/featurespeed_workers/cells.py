@@ -11,16 +11,21 @@ from pathlib import Path
 
 import torch
 
-from featurespeed.contract import BranchScale, JobRequest, Report
+from featurespeed.budget import stability_examples
+from featurespeed.contract import BranchScale, JobRequest, MeasurementEvent, Report
+from featurespeed.defaults import RECOMMENDATION_BATCHES
 from featurespeed_workers import data, seeds
+from featurespeed_workers.balance import Balance
 from featurespeed_workers.branch_scale import find_branch_scale, wants_angle, with_beta, with_notes
 from featurespeed_workers.comparison import default_curve
 from featurespeed_workers.data import Source
 from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
 from featurespeed_workers.loss_curves import LossRecord
 from featurespeed_workers.recommendation import seed_scaling
+from featurespeed_workers.resuming import Resumed, resumed_cell
+from featurespeed_workers.rules.kept import keep_scales
 from featurespeed_workers.seeds import Cell, device_name
-from featurespeed_workers.starts import start
+from featurespeed_workers.starts import start, unscaled
 from featurespeed_workers.states import begun_state, default_state
 from featurespeed_workers.trajectory import measured
 
@@ -32,18 +37,22 @@ def run_cell(
     seed: int,
     *,
     dataset: Path | None = None,
+    checkpoint: Path | None = None,
     listener: Listener = ignore,
     device: str | None = None,
 ) -> Cell:
-    """Answer ``request`` for one seed; ``dataset`` is the local file of data kind ``dataset``.
+    """Answer ``request`` for one seed; ``dataset`` and ``checkpoint`` are the local files of what it names.
 
     ``device`` is a torch device; unless given, the GPU if there is one. Raises MeasurementError if the network cannot
-    be measured, SpecError if the dataset does not fit the request.
+    be measured, SpecError if a file does not fit the request.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype: torch.dtype = getattr(torch, request.measurement.dtype)
     listener(CellProgress(fraction=0.0, message="building the network"))
     source = data.load(request, dataset=dataset, dtype=dtype, device=where)
+    if request.checkpoint is not None:
+        assert checkpoint is not None
+        return _resumed(request, seed, source, where, listener, checkpoint)
     branch_scale = None
     if wants_angle(request):
         branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
@@ -83,6 +92,32 @@ def _computed(
         kernels=kernels,
         warnings=(*(f"seed {seed}: {w}" for w in begun.scaling.warnings), *warnings, *doubts, *others),
     )
+
+
+def _resumed(
+    request: JobRequest, seed: int, source: Source, where: torch.device, listener: Listener, checkpoint: Path
+) -> Cell:
+    """The cell of a request that names a checkpoint: rates are balanced there, and scales stay."""
+    listener(CellProgress(fraction=0.1, message="reading the checkpoint"))
+    resumed = Resumed.from_file(unscaled(request, seed, where), checkpoint)
+    batches = [source.batch(seed, step) for step in range(RECOMMENDATION_BATCHES)]
+    listener(CellProgress(fraction=0.2, message="balancing learning rates"))
+    scaling = keep_scales(
+        resumed.setting,
+        batches,
+        present=resumed.present,
+        contributions=request.contributions,
+        granularity=request.scaling.granularity,
+        feature_step=request.scaling.feature_step,
+    )
+    listener(CellProgress(fraction=0.6, message="measuring before and after"))
+    balance = Balance.requested(request, resumed.setting.network)
+    stable, examples = request.measures_stability, stability_examples(request)
+    cell = resumed_cell(resumed, seed, batches[0], scaling, balance, stability=stable, examples=examples)
+    found = cell.checkpoints[0].measurement
+    angles = tuple(layer.angle for layer in found.layers)
+    listener(MeasurementEvent(seed=seed, step=0, loss=found.loss, angles=angles))
+    return cell
 
 
 def assemble(request: JobRequest, cells: Sequence[Cell], *, wall_seconds: float) -> Report:

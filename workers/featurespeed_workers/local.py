@@ -21,28 +21,33 @@ def answer(
     request: JobRequest,
     *,
     dataset: Path | None = None,
+    checkpoint: Path | None = None,
     listener: Listener = lambda event: None,
     device: str | None = None,
     threads: int | None = None,
 ) -> Report:
-    """Run the cells one after another and assemble the report; ``dataset`` is the file of data kind ``dataset``.
+    """Run the cells one after another and assemble the report; ``dataset`` and ``checkpoint`` are its files.
 
     ``threads`` of torch on the CPU: as FEATURESPEED_THREADS says, else 1 as in the service, since their number is part
     of what makes results repeat to the last bit. Raises MeasurementError if the network cannot be measured, SpecError
-    if the dataset does not fit.
+    if a file does not fit.
     """
     with _threads(threads):
-        return _answer(request, dataset, listener, device)
+        return _answer(request, dataset, checkpoint, listener, device)
 
 
-def _answer(request: JobRequest, dataset: Path | None, listener: Listener, device: str | None) -> Report:
+def _answer(
+    request: JobRequest, dataset: Path | None, checkpoint: Path | None, listener: Listener, device: str | None
+) -> Report:
     began, total = time.perf_counter(), request.cells_total
     done: dict[CellKey, str] = {}
     while ready := next_cells(request, done):
         for key in ready:
             inputs = {name: done[name] for name in inputs_of(request, key)}
             forward = _forwarder(listener, key, len(done), total)
-            done[key] = run_cell(request, key, inputs, dataset=dataset, listener=forward, device=device)
+            done[key] = run_cell(
+                request, key, inputs, dataset=dataset, checkpoint=checkpoint, listener=forward, device=device
+            )
     listener(Progress(cells_done=total, cells_total=total, fraction=1.0, message="done"))
     return assemble(request, done, wall_seconds=time.perf_counter() - began)
 

@@ -121,7 +121,7 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
         output_multiplier=1.0,
         relative_sensitivity=tau.mean if tau else None,
         feature_step=GeometricStatistic.of(feature_steps).mean if feature_steps else None,
-        warmup_fraction=WARMUP_FRACTION,
+        warmup_fraction=0.0 if seeds[0].scales == "kept" else WARMUP_FRACTION,
         master_lr_over_seeds=master,
         relative_sensitivity_over_seeds=tau,
         contributions=seeds[0].contributions,

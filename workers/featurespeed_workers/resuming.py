@@ -52,7 +52,7 @@ class Resumed:
             return cls(setting, learning_rates)
         if len(without) < len(kept):
             raise ValueError(f"optimizer: has no state of {without[0]!r}, but of others; let it take a step first")
-        doubt = "the optimizer has no state: rates are for one that begins anew, along the step to which it settles"
+        doubt = "the optimizer has no state: rates are for one that begins anew, with a warm-up"
         return cls(setting.sustained(), learning_rates, (doubt,))
 
     @classmethod

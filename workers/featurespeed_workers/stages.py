@@ -39,6 +39,7 @@ class Engine(Protocol):
         inputs: Mapping[CellKey, str],
         *,
         dataset: Path | None = None,
+        checkpoint: Path | None = None,
         listener: Listener = ignore,
         device: str | None = None,
     ) -> str:
@@ -102,13 +103,16 @@ def run_cell(
     inputs: Mapping[CellKey, str],
     *,
     dataset: Path | None = None,
+    checkpoint: Path | None = None,
     listener: Listener = ignore,
     device: str | None = None,
 ) -> str:
     """Compute a cell; ``inputs`` are those of :func:`inputs_of`. JSON. Raises as :func:`cells.run_cell`."""
     planned = plan(request)[key]
     if planned.number is None:
-        found = cells.run_cell(request, planned.seed, dataset=dataset, listener=listener, device=device)
+        found = cells.run_cell(
+            request, planned.seed, dataset=dataset, checkpoint=checkpoint, listener=listener, device=device
+        )
         return found.model_dump_json()
     candidate = _candidates(request, inputs)[planned.number - 1]
     closed_form = Cell.model_validate_json(inputs[_seed_key(planned.seed)])

@@ -19,12 +19,16 @@ def answer_here(specification: Specification, listener: OnEvent) -> Report:
     if isinstance(request.data, Dataset) and specification.dataset is None:
         bound = "without a server the data must be a file, named by data.path"
         raise SpecError([FieldError(field="data.sha256", value=request.data.sha256, bound=bound)])
+    if request.checkpoint is not None and specification.checkpoint is None:
+        bound = "without a server the checkpoint must be a file, named by checkpoint.path"
+        raise SpecError([FieldError(field="checkpoint.sha256", value=request.checkpoint.sha256, bound=bound)])
 
     from featurespeed_workers.errors import MeasurementError
     from featurespeed_workers.local import answer
 
     try:
-        return answer(request, dataset=specification.dataset, listener=listener)
+        dataset, checkpoint = specification.dataset, specification.checkpoint
+        return answer(request, dataset=dataset, checkpoint=checkpoint, listener=listener)
     except MeasurementError as error:
         raise LocalFailure(str(error)) from error
     except (SpecError, MemoryError, ModuleNotFoundError):

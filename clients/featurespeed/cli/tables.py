@@ -191,7 +191,10 @@ def footer(report: Report) -> Iterator[str]:
     if (advice := report.recommendation) is not None:
         yield f"master LR        {number(advice.master_lr)}   (δt, already in every lr)"
         if advice.relative_sensitivity is not None:
-            yield f"τ, κ             {number(advice.relative_sensitivity)} reached, {_feature_step(advice)}"
+            how = "reached" if advice.scales == "set" else "measured"
+            yield f"τ, κ             {number(advice.relative_sensitivity)} {how}, {_feature_step(advice)}"
+        if advice.scales == "kept":
+            yield "scales           kept, those of the checkpoint   (learning rates alone are to be set)"
         if advice.granularity == "tensor":
             yield "granularity      tensor   (a block's lr is a mean of its tensors'; these are in the JSON report)"
         if advice.granularity == "group":
@@ -202,7 +205,8 @@ def footer(report: Report) -> Iterator[str]:
         if len(optimizers := Counter(p.optimizer for p in advice.parameters if p.optimizer)) > 1:
             tensors = ", ".join(f"{name} for {count} tensors" for name, count in optimizers.items())
             yield f"optimizers       {tensors}   (which is for which: recommendation.parameters in the JSON report)"
-        yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
+        if advice.warmup_fraction:
+            yield f"warm-up          {advice.warmup_fraction:.0%} of the steps, linear from 0"
         for block in advice.blocks:
             if block.first_lr is not None:
                 yield f"first step       lr {number(block.first_lr)} for {block.name}, without warm-up"

@@ -12,6 +12,7 @@ from featurespeed.contract.architecture import (
     Transformer,
 )
 from featurespeed.contract.blocks import group_of, is_selected, lookup
+from featurespeed.contract.checkpoint import Checkpoint
 from featurespeed.contract.data import Data, Dataset, Digits, Gaussian, Sphere, Tokens
 from featurespeed.contract.evidence import BranchScale, Evidence, LossCurves
 from featurespeed.contract.job import (
@@ -64,6 +65,7 @@ __all__ = [
     "Architecture",
     "BlockRecommendation",
     "BranchScale",
+    "Checkpoint",
     "Data",
     "Dataset",
     "DepthPower",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from featurespeed.contract.architecture import Architecture, Mlp, ResNet, Signature, TargetAngle, Transformer
 from featurespeed.contract.blocks import group_of, is_selected, lookup
 from featurespeed.contract.data import Digits, Gaussian, Sphere, Tokens
+from featurespeed.defaults import RELATIVE_SENSITIVITY
 
 if TYPE_CHECKING:
     from featurespeed.contract.request import JobRequest
@@ -167,6 +168,27 @@ def _check_probes(request: JobRequest) -> None:
         raise ValueError("measurement.kernel_probes: at zero output (scaling.zero_output) no angle stands beside them")
 
 
+def _check_checkpoint(request: JobRequest) -> None:
+    """With a checkpoint scales stay, τ is what is measured, and nothing is trained: what asks otherwise is refused."""
+    if request.checkpoint is None:
+        return
+    if request.kind != "recommend":
+        raise ValueError(f"checkpoint: only kind 'recommend' takes it, not {request.kind!r}")
+    if request.rule != "fsc":
+        raise ValueError(f"scaling.rule: does not go with checkpoint, which keeps all scales, not {request.rule!r}")
+    scaling, settings, architecture = request.scaling, request.measurement, request.architecture
+    asked = {
+        "scaling.relative_sensitivity": scaling.relative_sensitivity != RELATIVE_SENSITIVITY,
+        "scaling.refine": scaling.refine is not None,
+        "scaling.zero_output": scaling.zero_output,
+        "architecture.branch_scale.target_angle": isinstance(getattr(architecture, "branch_scale", None), TargetAngle),
+        "measurement.steps": settings.steps > 0,
+        "measurement.kernel_probes": settings.kernel_probes > 0,
+    }
+    for field in [field for field, given in asked.items() if given]:
+        raise ValueError(f"{field}: does not go with checkpoint, which keeps all scales and measures one state")
+
+
 _CHECKS = (
     _check_data,
     _check_targets,
@@ -176,4 +198,5 @@ _CHECKS = (
     _check_balance,
     _check_zero_output,
     _check_probes,
+    _check_checkpoint,
 )

@@ -12,6 +12,7 @@ from featurespeed.contract.agreement import check_agreement
 from featurespeed.contract.architecture import Architecture
 from featurespeed.contract.base import MAX_BLOCKS, BlockName, Model, Positive, Seed, Width
 from featurespeed.contract.blocks import group_of, is_selected
+from featurespeed.contract.checkpoint import Checkpoint
 from featurespeed.contract.data import Data
 from featurespeed.contract.optimizer import AdamW, Optimizer
 from featurespeed.contract.refinement import Refine
@@ -101,12 +102,14 @@ class JobRequest(Model):
 
     ``frozen`` lists blocks that do not train, by name or group (``input``, ``hidden``, ``output``).
     ``initialization`` and ``learning_rates`` (kind ``measure``) map block names or groups to the std of the block's
-    weight matrices and to its learning rate; a block name wins over its group.
+    weight matrices and to its learning rate; a block name wins over its group. ``checkpoint`` (kind ``recommend``): the
+    rates are balanced at its weights and optimizer state, and scales stay; the seeds are then of batches alone.
     """
 
     kind: Kind
     architecture: Architecture
     data: Data
+    checkpoint: Checkpoint | None = None
     loss: Loss
     optimizer: Optimizer = AdamW(name="adamw")
     scaling: Scaling = Scaling()

@@ -53,6 +53,9 @@ class DatasetLibrary:
 
     def check(self, request: JobRequest) -> None:
         """Check that the dataset of a request is here and fits it; raises SpecError."""
+        if request.checkpoint is not None:
+            bound = "a service takes no checkpoints yet; ask in-process"
+            raise SpecError([FieldError(field="checkpoint.sha256", value=request.checkpoint.sha256, bound=bound)])
         if not isinstance(request.data, Dataset):
             return
         found = self._store.use(request.data.sha256)
