@@ -15,6 +15,14 @@ from featurespeed_workers.architectures import build
 from tests.architectures.cases import CASES, case_id
 
 MLP = {"family": "mlp", "input_dim": 64, "width": 8, "depth": 4, "output_dim": 10}
+CONVNET = {
+    "family": "convnet",
+    "image": {"height": 32, "width": 32, "channels": 3},
+    "width": 32,
+    "layers": 6,
+    "stages": 2,
+    "output_dim": 10,
+}
 LANGUAGE = {"family": "transformer", "layers": 2, "width": 64, "heads": 2, "vocab_size": 96, "context_length": 64}
 
 
@@ -128,15 +136,27 @@ print(peak_bytes() - before)
         ({**MLP, "family": "resnet", "width": 400, "depth": 40, "norm": "layernorm"}, {}, 1024),
         ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, {}, 16),
         ({**LANGUAGE, "context_length": 1024}, {}, 2),  # attention matrices
+        ({**CONVNET, "norm": "batchnorm"}, {}, 64),
+        ({**CONVNET, "norm": "groupnorm", "groups": 8}, STABLE, 16),
         ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, STABLE, 16),
     ],
-    ids=["parameters", "recommend", "activations", "resnet", "transformer", "attention", "second derivatives"],
+    ids=[
+        "parameters",
+        "recommend",
+        "activations",
+        "resnet",
+        "transformer",
+        "attention",
+        "convnet",
+        "convnet twice",
+        "second derivatives",
+    ],
 )
 def test_the_estimate_is_within_a_factor_of_three_of_the_peak(
     architecture: dict[str, Any], changes: dict[str, Any], batch_size: int
 ) -> None:
     small = spec(
-        {**architecture, **({"layers": 1} if "layers" in architecture else {"depth": 2}), "width": 8}, **changes
+        {**architecture, **({"layers": 2} if "layers" in architecture else {"depth": 2}), "width": 8}, **changes
     )
     large = spec(architecture, **changes)
     for document, size in ((small, 2), (large, batch_size)):

@@ -28,6 +28,17 @@ RESNET = {**MLP, "family": "resnet"}
 LANGUAGE = {"family": "transformer", "layers": 2, "width": 8, "heads": 2, "vocab_size": 10, "context_length": 5}
 IMAGE = {"height": 8, "width": 8, "patch": 2}
 VISION = {"family": "transformer", "layers": 2, "width": 8, "heads": 2, "image": IMAGE, "output_dim": 10}
+SIDE = {"height": 8, "width": 8}
+CONVNET = {
+    "family": "convnet",
+    "image": SIDE,
+    "width": 4,
+    "layers": 2,
+    "stages": 2,
+    "output_dim": 10,
+}
+GROUPED = {**CONVNET, "layers": 1, "stages": 1, "norm": "groupnorm", "groups": 2}
+NINE, ANGLE = {"coefficient": 9.0}, {"target_angle": 1}
 SPEC = {"kind": "recommend", "architecture": MLP, "data": {"kind": "digits"}, "loss": "cross_entropy"}
 MEASURE = {"kind": "measure"}
 GAUSSIAN = {"kind": "gaussian"}
@@ -96,6 +107,40 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
     ({"architecture": {**VISION, "vocab_size": 5}}, "architecture.image", IMAGE, "excludes vocab_size"),
     ({"architecture": without(VISION, "output_dim")}, "architecture.output_dim", None, "required with image"),
     ({"architecture": without(LANGUAGE, "vocab_size")}, "architecture.vocab_size", None, "are required"),
+    ({"architecture": {**CONVNET, "layers": 3}}, "architecture.layers", 3, "divided evenly over stages 2"),
+    ({"architecture": {**CONVNET, "kernel": 2}}, "architecture.kernel", 2, "must be odd"),
+    ({"architecture": {**CONVNET, "layers": 5, "stages": 5}}, "architecture.image.height", 8, "at least 16 pixels"),
+    ({"architecture": {**CONVNET, "groups": 2}}, "architecture.groups", 2, "only norm 'groupnorm' has groups"),
+    ({"architecture": {**CONVNET, "norm": "groupnorm"}}, "architecture.groups", None, "required with norm 'groupnorm'"),
+    ({"architecture": {**GROUPED, "groups": 3}}, "architecture.groups", 3, "does not divide width 4"),
+    (
+        {"architecture": {**GROUPED, "image": {"height": 1, "width": 1}, "groups": 4, "stages": 1}},
+        "architecture.groups",
+        4,
+        "one channel at 1 × 1 pixels",
+    ),
+    (
+        {"architecture": {**CONVNET, "branch_scale": {"coefficient": 9.0}}},
+        "architecture.branch_scale",
+        {"coefficient": 9.0},
+        "outside",
+    ),
+    (
+        {"architecture": {**CONVNET, "branch_scale": {"target_angle": 1}}},
+        "architecture.branch_scale.target_angle",
+        1,
+        "Extra",
+    ),
+    ({"architecture": {**CONVNET, "image": {**IMAGE, "width": 4}}}, "architecture.image.patch", 2, "Extra inputs"),
+    ({"architecture": {**CONVNET, "image": {**SIDE, "width": 4}}}, "architecture.image", None, "digits are 8 × 8"),
+    ({"architecture": CONVNET, "optimizer": {"name": "muon"}}, "optimizer.name", "muon", "use 'adamw'"),
+    ({"architecture": CONVNET, "scaling": {"rule": "mup"}}, "scaling.rule", "mup", "not known for family 'convnet'"),
+    (
+        {"architecture": {**CONVNET, "norm": "batchnorm"}, "data": {"kind": "digits", "batch_size": 1}},
+        "data.batch_size",
+        1,
+        "at least 2 examples",
+    ),
     ({"architecture": {**RESNET, "branch_scale": 1.5}}, "architecture.branch_scale", 1.5, "less than or equal to 1"),
     ({"architecture": {**RESNET, "branch_scale": -0.1}}, "architecture.branch_scale", -0.1, "or equal to 0"),
     ({"architecture": {**RESNET, "branch_scale": True}}, "architecture.branch_scale", True, "number or an object"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurespeed.contract import Architecture, Mlp, Patches, ResNet, Transformer
+from featurespeed.contract import Architecture, ConvNet, DepthPower, Image, Mlp, Patches, ResNet, Transformer
 
 NORMS: tuple[Any, ...] = ("none", "layernorm", "rmsnorm")
 ACTIVATIONS: tuple[Any, ...] = ("relu", "gelu", "silu", "tanh", "identity")
@@ -33,8 +33,18 @@ def vision_transformer(**options: Any) -> Transformer:
     return Transformer(family="transformer", **{**sizes, **options})
 
 
+def convnet(**options: Any) -> ConvNet:
+    sizes = {"image": Image(height=5, width=6, channels=2), "width": 4, "layers": 2, "output_dim": 3}
+    return ConvNet(family="convnet", **{**sizes, **options})
+
+
 FAMILIES = (mlp, resnet, language_model, vision_transformer)
+IMAGE_NORMS: tuple[dict[str, Any], ...] = ({}, {"norm": "batchnorm"}, {"norm": "groupnorm", "groups": 2})
 CASES: list[Architecture] = [
+    *(convnet(**norm, stages=stages, bias=stages == 2) for norm, stages in product(IMAGE_NORMS, (1, 2))),
+    convnet(activation="tanh", shortcut="identity", branch_scale=0.3),
+    convnet(kernel=1, branch_scale=1.0),
+    convnet(kernel=5, layers=6, stages=3, branch_scale=DepthPower(coefficient=0.5, depth_exponent=-1.0)),
     *(family(norm=norm, bias=bias) for family, norm, bias in product(FAMILIES, NORMS, (False, True))),
     *(family(activation=activation) for family, activation in product(FAMILIES, ACTIVATIONS)),
     mlp(depth=2),
@@ -55,10 +65,7 @@ def case_id(architecture: Architecture) -> str:
 def example_inputs(architecture: Architecture, batch: int = 3) -> Tensor:
     """Random inputs in float64, or tokens."""
     generator = torch.Generator().manual_seed(1)
-    if not isinstance(architecture, Transformer):
-        return torch.randn(batch, architecture.input_dim, generator=generator, dtype=torch.float64)
-    if architecture.image is None:
-        assert architecture.vocab_size is not None
-        return torch.randint(architecture.vocab_size, (batch, architecture.sequence_length), generator=generator)
-    image = architecture.image
-    return torch.randn(batch, image.channels, image.height, image.width, generator=generator, dtype=torch.float64)
+    takes = architecture.signature
+    if takes.vocab_size is not None:
+        return torch.randint(takes.vocab_size, (batch, *takes.inputs), generator=generator)
+    return torch.randn(batch, *takes.inputs, generator=generator, dtype=torch.float64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from featurespeed.contract import Architecture, Mlp, ResNet, Transformer
+from featurespeed.contract import Architecture, ConvNet, Mlp, ResNet, Transformer
 from featurespeed_workers.architectures import build
 from tests.architectures.cases import CASES, case_id, example_inputs
 
@@ -29,9 +29,9 @@ class Reference:
     """The forward pass by hand: the output of every block."""
 
     def __init__(self, architecture: Architecture, state: dict[str, Any]) -> None:
-        self.a = architecture
+        self.a: Any = architecture
         self.state = {name: value.double().numpy() for name, value in state.items()}
-        self.phi = PHI[architecture.activation]
+        self.phi = PHI[self.a.activation]
 
     def linear(self, name: str, x: Array) -> Array:
         y = np.einsum("oi,...i->...o", self.state[f"{name}.weight"], x)
@@ -50,7 +50,7 @@ class Reference:
 
     def features(self, x: Any) -> list[Array]:
         names = self.a.block_names
-        step = {Mlp: self.mlp, ResNet: self.resnet, Transformer: self.transformer}[type(self.a)]
+        step = {ConvNet: self.convnet, Mlp: self.mlp, ResNet: self.resnet, Transformer: self.transformer}[type(self.a)]
         features = [x]
         for name in names:
             features.append(step(name, features[-1]))
@@ -72,6 +72,40 @@ class Reference:
         shortcut = math.sqrt(1 - beta**2) if self.a.shortcut == "variance_preserving" else 1.0
         path = f"{name}.branch"
         return shortcut * f + beta * self.linear(path, self.phi(self.norm(path, f)))
+
+    def convnet(self, name: str, f: Array) -> Array:
+        assert isinstance(self.a, ConvNet)
+        if name == "input":
+            return self.convolution(name, f)
+        if name == "output":
+            return self.linear(name, self.phi(self.image_norm(f"{name}.norm", f)).mean(axis=(2, 3)))
+        path = f"{name}.branch"
+        stride = 2 if f"{name}.projection.weight" in self.state else 1
+        hidden = self.convolution(f"{path}.conv_1", self.phi(self.image_norm(f"{path}.norm_1", f)), stride)
+        branch = self.convolution(f"{path}.conv_2", self.phi(self.image_norm(f"{path}.norm_2", hidden)))
+        if stride == 2:
+            f = self.convolution(f"{name}.projection", f, stride)
+        beta = self.a.beta
+        return (math.sqrt(1 - beta**2) if self.a.shortcut == "variance_preserving" else 1.0) * f + beta * branch
+
+    def convolution(self, name: str, x: Array, stride: int = 1) -> Array:
+        weight = self.state[f"{name}.weight"]
+        k = weight.shape[-1]
+        padded = np.pad(x, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
+        y = np.einsum("oipq,bihwpq->bohw", weight, windows)
+        return y + self.state[f"{name}.bias"][:, None, None] if self.a.bias else y
+
+    def image_norm(self, name: str, x: Array) -> Array:
+        """By channel over batch and pixels, or by example over the channels and pixels of a group."""
+        if self.a.norm == "none":
+            return x
+        batch, channels, *pixels = x.shape
+        grouped = x.reshape(batch, self.a.groups or channels, -1, *pixels)
+        axes = (0, 2, 3, 4) if self.a.norm == "batchnorm" else (2, 3, 4)
+        mean, var = grouped.mean(axis=axes, keepdims=True), grouped.var(axis=axes, keepdims=True)
+        normed = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+        return normed * self.state[f"{name}.weight"][:, None, None] + self.state[f"{name}.bias"][:, None, None]
 
     def transformer(self, name: str, f: Any) -> Array:
         assert isinstance(self.a, Transformer)

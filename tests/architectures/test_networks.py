@@ -37,7 +37,7 @@ def test_scalables_name_weights_of_their_block_and_a_submodule_within(architectu
             network.module.get_submodule(scalable.module)
             assert scalable.module == block.module or scalable.module.startswith(f"{block.module}.")
             assert set(scalable.parameters) <= set(block.parameters)
-            assert all(len(shapes[name]) == 2 for name in scalable.parameters)
+            assert all(len(shapes[name]) in (2, 4) for name in scalable.parameters)
 
 
 @pytest.mark.parametrize("architecture", [mlp(norm="rmsnorm"), resnet(norm="layernorm"), language_model()], ids=case_id)

@@ -29,6 +29,18 @@ ARCHITECTURES = {
         "family": "transformer", "layers": 2, "width": 8, "heads": 2, "vocab_size": 6, "context_length": 4,
         "mlp_ratio": 1.5, "bias": True,
     },
+    "convnet": {
+        "family": "convnet", "image": {"height": 4, "width": 3, "channels": 2}, "width": 3, "layers": 2, "stages": 2,
+        "output_dim": 3, "bias": True,
+    },
+    "convnet_batchnorm": {
+        "family": "convnet", "image": {"height": 3, "width": 3}, "width": 2, "layers": 2, "output_dim": 3,
+        "norm": "batchnorm", "activation": "silu", "shortcut": "identity",
+    },
+    "convnet_groupnorm": {
+        "family": "convnet", "image": {"height": 3, "width": 3}, "width": 4, "layers": 1, "output_dim": 3,
+        "norm": "groupnorm", "groups": 2, "activation": "gelu",
+    },
     "vit": {
         "family": "transformer", "layers": 1, "width": 8, "heads": 2, "mlp_ratio": 2, "norm": "rmsnorm",
         "image": {"height": 4, "width": 4, "patch": 2}, "output_dim": 3,

@@ -70,7 +70,9 @@ def _stability(
     if not how.stability:
         return None, ()
     if how.examples == 0:
-        return None, ("stability is not measured: there is no memory for the second derivatives of one example",)
+        return None, (
+            "stability is not measured: no memory for the second derivatives of one example (batch norm: of all)",
+        )
     try:
         return stability(setting, parameters, batch, measured, examples=how.examples), ()
     except (RuntimeError, MeasurementError) as error:  # no second derivative, or no memory for it

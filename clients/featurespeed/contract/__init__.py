@@ -2,6 +2,7 @@
 
 from featurespeed.contract.architecture import (
     Architecture,
+    ConvNet,
     DepthPower,
     Image,
     Mlp,
@@ -66,6 +67,7 @@ __all__ = [
     "BlockRecommendation",
     "BranchScale",
     "Checkpoint",
+    "ConvNet",
     "Data",
     "Dataset",
     "DepthPower",

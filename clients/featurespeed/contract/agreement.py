@@ -31,6 +31,8 @@ def _check_data(request: JobRequest) -> None:
         )
     if isinstance(data, Digits):
         _check_digits(takes)
+    if architecture.couples_examples and data.batch_size < 2:
+        raise ValueError(f"data.batch_size: batch norm needs at least 2 examples, not {data.batch_size}")
 
 
 def _check_digits(takes: Signature) -> None:
@@ -68,11 +70,12 @@ def _check_targets(request: JobRequest) -> None:
 
 def _check_optimizer(request: JobRequest) -> None:
     """Muon is for hidden matrices: some must be there."""
-    if request.optimizer.name == "muon" and request.architecture.depth < 3:
-        raise ValueError(
-            "optimizer.name: 'muon' is for the matrices of hidden blocks, and depth 2 has none; use 'adamw'"
-        )
-    if request.optimizer.name == "muon" and "hidden" not in map(group_of, request.trained_blocks):
+    if request.optimizer.name != "muon":
+        return
+    if not (blocks := request.architecture.matrix_blocks):
+        why = "depth 2 has none" if request.architecture.depth < 3 else "these have convolutions or none"
+        raise ValueError(f"optimizer.name: 'muon' is for the matrices of hidden blocks, and {why}; use 'adamw'")
+    if set(blocks).isdisjoint(request.trained_blocks):
         raise ValueError("optimizer.name: 'muon' is for the matrices of hidden blocks, and all are frozen; use 'adamw'")
 
 
@@ -90,6 +93,8 @@ def _check_rule(request: JobRequest) -> None:
         raise ValueError(f"scaling.feature_step: rule {rule!r} has rates of its own; only 'fsc' takes it")
     if request.scaling.base_width is not None and rule != "mup":
         raise ValueError(f"scaling.base_width: only rule 'mup' takes it, not {rule!r}")
+    if rule == "mup" and not isinstance(request.architecture, Mlp | ResNet | Transformer):
+        raise ValueError(f"scaling.rule: 'mup' is not known for family {request.architecture.family!r}")
     if rule == "mup" and request.kind == "recommend" and request.optimizer.name == "muon":
         raise ValueError("scaling.rule: 'mup' gives rates for SGD, Adam, AdamW and SignSGD, not for 'muon'")
     if rule not in ("ntk", "mf_mup"):

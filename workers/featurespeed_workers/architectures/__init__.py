@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurespeed.contract import Architecture, Mlp, ResNet, Transformer
+from featurespeed.contract import Architecture, ConvNet, Mlp, ResNet, Transformer
+from featurespeed_workers.architectures.convnet import convnet
 from featurespeed_workers.architectures.mlp import mlp_network
 from featurespeed_workers.architectures.resnet import resnet_network
 from featurespeed_workers.architectures.transformer import transformer_network
@@ -19,6 +20,7 @@ from featurespeed_workers.passes import rms_by_name
 __all__ = ["base_initialize", "build"]
 
 _BUILDERS: Mapping[type, Callable[[Any], Network]] = {
+    ConvNet: convnet,
     Mlp: mlp_network,
     ResNet: resnet_network,
     Transformer: transformer_network,

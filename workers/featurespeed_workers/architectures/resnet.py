@@ -15,17 +15,22 @@ from featurespeed_workers.network import Network, Scalable
 
 
 class ResidualBlock(nn.Module):
-    """``shortcut · f + β · branch(f)``. The branch is a submodule: its output is seen before β scales it."""
+    """``shortcut · f + β · branch(f)``. The branch is a submodule: its output is seen before β scales it.
 
-    def __init__(self, branch: nn.Module, *, shortcut: float, beta: float) -> None:
+    Where the branch changes the shape, ``projection`` does so for f.
+    """
+
+    def __init__(self, branch: nn.Module, *, shortcut: float, beta: float, projection: nn.Module | None = None) -> None:
         super().__init__()
         self.branch = branch
+        self.projection = projection
         self.shortcut = shortcut
         self.beta = beta
 
     def forward(self, f: Tensor) -> Tensor:
-        """(batch, width) → (batch, width)."""
-        return combined(self.shortcut, f, self.beta, self.branch(f))
+        """(batch, width) → (batch, width); images (batch, channels, height, width) likewise."""
+        kept = f if self.projection is None else self.projection(f)
+        return combined(self.shortcut, kept, self.beta, self.branch(f))
 
 
 def resnet_network(architecture: ResNet) -> Network:

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from featurespeed.contract.architecture.chain import Activation, Image, Norm, Signature
+from featurespeed.contract.architecture.convnet import ConvNet, ImageNorm
 from featurespeed.contract.architecture.mlp import Mlp
 from featurespeed.contract.architecture.resnet import DepthPower, ResNet, TargetAngle
 from featurespeed.contract.architecture.transformer import Patches, Transformer
@@ -18,8 +19,10 @@ from featurespeed.contract.architecture.transformer import Patches, Transformer
 __all__ = [
     "Activation",
     "Architecture",
+    "ConvNet",
     "DepthPower",
     "Image",
+    "ImageNorm",
     "Mlp",
     "Norm",
     "Patches",
@@ -29,4 +32,4 @@ __all__ = [
     "Transformer",
 ]
 
-Architecture = Annotated[Mlp | ResNet | Transformer, Field(discriminator="family")]
+Architecture = Annotated[Mlp | ResNet | Transformer | ConvNet, Field(discriminator="family")]

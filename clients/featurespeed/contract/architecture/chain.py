@@ -42,6 +42,16 @@ class BlockChain:
         return ["input", *(f"hidden_{i}" for i in range(2, self.depth)), "output"]
 
     @property
+    def matrix_blocks(self) -> list[str]:
+        """Names of the hidden blocks that have matrices, which is what Muon is for."""
+        return self.block_names[1:-1]
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether what the network makes of an example depends on the others of its batch, as under batch norm."""
+        return False
+
+    @property
     def signature(self) -> Signature:
         """Shapes of one example."""
         raise NotImplementedError

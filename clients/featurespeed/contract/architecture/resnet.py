@@ -17,6 +17,10 @@ class DepthPower(Model):
     coefficient: Annotated[float, Field(ge=0, le=1000)] = 1.0
     depth_exponent: Annotated[float, Field(ge=-4, le=4)] = -0.5
 
+    def at(self, depth: int) -> float:
+        """Its value for a network of that depth."""
+        return self.coefficient * math.pow(depth, self.depth_exponent)
+
 
 class TargetAngle(Model):
     """The β at which the output angle θ_{L-1} is ``target_angle``, in radians (Fig. 1c): found by measurement."""
@@ -62,7 +66,7 @@ class ResNet(Model, BlockChain):
                 f"branch_scale: β for the angle {scale.target_angle:.4g} is found by measuring; "
                 "it is branch_scale.beta of the report, and with_beta(β) puts it in"
             )
-        return scale.coefficient * float(self.depth) ** scale.depth_exponent if isinstance(scale, DepthPower) else scale
+        return scale.at(self.depth) if isinstance(scale, DepthPower) else scale
 
     def with_beta(self, beta: float) -> Self:
         """The same network with ``branch_scale`` the number ``beta``, 0 to 1; raises ValidationError outside."""
