@@ -72,6 +72,9 @@ SENSITIVITY_TOLERANCE = 0.02
 RECOMMENDATION_BATCHES = 4
 """Batches over which the quantities behind a recommendation are averaged: one batch differs from the next."""
 
+PYTORCH_LEARNING_RATE = 1e-3
+"""The default ``lr`` of torch.optim.SGD, Adam, AdamW and Muon: what the recommendation is compared with."""
+
 FEATURE_RMS_RANGE = (0.5, 2.0)
 """SP: rms of every hidden feature. The paper's Θ(1); rule fsc sets 1, and lets a transformer's stream grow to √2."""
 

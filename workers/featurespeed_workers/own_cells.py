@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from featurespeed.defaults import feature_step
+from featurespeed.defaults import PYTORCH_LEARNING_RATE, feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.measurement import Rates, Setting, StateMeasurement, measure_state
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch
 from featurespeed_workers.properties import SeedState
 from featurespeed_workers.recommendation import seed_scaling
-from featurespeed_workers.rules.closed_form import PYTORCH_LEARNING_RATE
 from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.seeds import Cell, Checkpoint, device_name
 from featurespeed_workers.states import Judgement, measured_state, seed_state

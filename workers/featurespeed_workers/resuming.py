@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from featurespeed.defaults import PYTORCH_LEARNING_RATE
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.checkpoints import check_state, read_checkpoint
 from featurespeed_workers.measurement import Setting, measure_state
 from featurespeed_workers.own_cells import state_cell
 from featurespeed_workers.passes import Batch
 from featurespeed_workers.recommendation import seed_scaling
-from featurespeed_workers.rules.closed_form import PYTORCH_LEARNING_RATE
 from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.seeds import Cell
 from featurespeed_workers.states import Judgement, measured_state, seed_state

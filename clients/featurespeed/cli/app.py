@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from featurespeed.cli import jobs, keys, serving
+from featurespeed.cli import jobs, keys, plotting, serving
 from featurespeed.cli.ask import Question, answer
 from featurespeed.cli.outcome import DONE, INTERRUPTED, report
 from featurespeed.cli.output import check_out, deliver
@@ -110,6 +110,7 @@ def measure(
     _ask("measure", Question(spec, server, seeds, steps, api_key_file=api_key_file), as_json, out)
 
 
+plotting.register(app)
 serving.register(app)
 
 

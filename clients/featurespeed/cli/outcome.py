@@ -21,6 +21,7 @@ DEBUG = "FEATURESPEED_DEBUG"
 _EXTRAS = {
     "workers": ("torch", "ray", "sklearn", "safetensors", "numpy"),
     "service": ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "starlette"),
+    "plot": ("plotly", "matplotlib"),
     "cli": ("typer", "rich", "yaml"),
 }
 

@@ -48,16 +48,17 @@ def print_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part; text as UTF-8."""
+    raw = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():  # a pipe or device is written to, not replaced
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(raw)
         return
     path = path.resolve()
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("xb") as file:
+            file.write(raw)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

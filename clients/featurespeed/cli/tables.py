@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +18,7 @@ from featurespeed.cli.verdicts import reasons, verdict_table
 from featurespeed.contract.evidence import LossCurves
 from featurespeed.contract.refinement import Refinement
 from featurespeed.contract.report import (
+    BlockRecommendation,
     GeometricStatistic,
     LayerMeasurement,
     Measurement,
@@ -33,10 +36,11 @@ def rendered(report: Report) -> str:
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, emoji=False, width=PLAIN_WIDTH)
+    detail = Detail.fitting(console.width)
     first = report.measurements[0] if report.measurements else None
     with console.capture() as text:
         if report.recommendation is not None:
-            console.print(recommendation_table(report.recommendation, first))
+            console.print(recommendation_table(report.recommendation, first, detail))
             if report.recommendation.refinement is not None:
                 console.print(probes_table(report.recommendation.refinement))
         elif first is not None:
@@ -53,37 +57,62 @@ def rendered(report: Report) -> str:
     return "\n".join(lines[next((i for i, line in enumerate(lines) if line), 0) :]) + "\n"
 
 
-def recommendation_table(recommendation: Recommendation, measured: Measurement | None) -> Table:
+@dataclass(frozen=True)
+class Detail:
+    """What of a recommendation there is room for."""
+
+    spreads: bool
+    """Spreads over seeds, ratios to the default, and the rms of features."""
+    bars: bool
+    """Bars beside angles and parts of the decay."""
+
+    @classmethod
+    def fitting(cls, width: int) -> Self:
+        """For so many columns."""
+        return cls(spreads=width >= 150, bars=width >= 100)
+
+
+def recommendation_table(
+    recommendation: Recommendation, measured: Measurement | None, detail: Detail = Detail(spreads=True, bars=True)
+) -> Table:
     """One row a block: what to set, how much it varies over seeds, and what was measured there."""
-    table = _table(
-        "block",
-        "init std",
-        "± seeds",
-        "÷ default",
-        "lr",
-        "± seeds",
-        "angle (rad)",
-        "feature rms",
-        "share of decay",
-        "note",
-    )
     layers = {layer.index: layer for layer in measured.layers} if measured else {}
     total = sum(layer.contribution.mean or 0.0 for layer in layers.values())
+    largest = max((layer.contribution.mean or 0.0 for layer in layers.values()), default=0.0)
+    shown: list[tuple[str, Callable[[BlockRecommendation, LayerMeasurement | None], str | Text], bool]] = [
+        ("block", lambda b, _: Text(b.name), True),
+        ("init std", lambda b, _: number(b.init_std), True),
+        ("± seeds", lambda b, _: factor(b.init_std_over_seeds), detail.spreads),
+        ("÷ default", lambda b, _: number(b.init_ratio), detail.spreads),
+        ("lr", lambda b, _: number(b.lr) if b.lr else "0 (does not train)", True),
+        ("± seeds", lambda b, _: factor(b.lr_over_seeds) if b.lr else "", detail.spreads),
+        ("angle (rad)", lambda _, x: spread(x.angle) if x else "", True),
+        ("0 … π/2", lambda _, x: bar(x.angle.mean, math.pi / 2) if x else "", detail.bars),
+        ("feature rms", lambda _, x: number(x.feature_rms.mean) if x else "", detail.spreads),
+        ("share of decay", lambda _, x: share(x.contribution.mean, total) if x else "", True),
+        ("", lambda _, x: bar(x.contribution.mean, largest) if x else "", detail.bars),
+        ("note", lambda b, _: Text(b.note or ""), any(b.note for b in recommendation.blocks)),
+    ]
+    columns = [(title, value) for title, value, room in shown if room]
+    table = _table(*(title for title, _ in columns))
+    for title, column in zip((title for title, _ in columns), table.columns, strict=True):
+        if title in ("0 … π/2", ""):
+            column.justify = "left"
     for block in recommendation.blocks:
-        layer = layers.get(block.index)
-        table.add_row(
-            Text(block.name),
-            number(block.init_std),
-            factor(block.init_std_over_seeds),
-            number(block.init_ratio),
-            number(block.lr) if block.lr else "0 (does not train)",
-            factor(block.lr_over_seeds) if block.lr else "",
-            spread(layer.angle) if layer else "",
-            number(layer.feature_rms.mean) if layer else "",
-            share(layer.contribution.mean, total) if layer else "",
-            Text(block.note or ""),
-        )
+        table.add_row(*(value(block, layers.get(block.index)) for _, value in columns))
     return table
+
+
+BAR_WIDTH = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(value: float | None, full: float) -> str:
+    """A bar of up to BAR_WIDTH characters, to an eighth of one."""
+    if value is None or full <= 0:
+        return ""
+    eighths = round(8 * BAR_WIDTH * min(1.0, max(0.0, value / full)))
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
 QUANTITIES = (

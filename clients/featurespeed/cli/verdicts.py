@@ -8,17 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from featurespeed.contract.properties import Properties, Property
-
-MEANINGS = {
-    "SP": "feature rms",
-    "FL": "feature change a step",
-    "LD": "loss decay a step / loss",
-    "BC": "contribution / its share",
-    "FS": "feature speed per nat",
-    "BS": "backward speed per nat",
-    "S": "gradient speed per nat",
-}
+from featurespeed.contract.properties import MEANINGS, Properties, Property
 
 
 def verdict_table(properties: Properties) -> Table:

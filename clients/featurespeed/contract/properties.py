@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +11,17 @@ from featurespeed.contract.base import Model
 from featurespeed.contract.statistic import Statistic
 
 PropertyName = Literal["SP", "FL", "LD", "BC", "FS", "BS", "S"]
+
+MEANINGS: Mapping[PropertyName, str] = {
+    "SP": "feature rms",
+    "FL": "feature change a step",
+    "LD": "loss decay a step / loss",
+    "BC": "contribution / its share",
+    "FS": "feature speed per nat",
+    "BS": "backward speed per nat",
+    "S": "gradient speed per nat",
+}
+"""What of the worst block each property bounds."""
 
 
 class Property(Model):

@@ -14,6 +14,7 @@ from featurespeed.contract.statistic import GeometricStatistic as GeometricStati
 from featurespeed.contract.statistic import Statistic as Statistic
 
 if TYPE_CHECKING:
+    import plotly
     import torch
 
 Scales = Literal["set", "kept"]
@@ -182,3 +183,20 @@ class Report(Model):
         from featurespeed.apply import param_groups
 
         return param_groups(self, model, optimizer=optimizer)
+
+    def plot(self, other: Report | None = None) -> dict[str, plotly.graph_objects.Figure]:
+        """The figures that there are numbers for, by name in reading order, as plotly's; ``other`` is drawn beside.
+
+        Needs the extra ``plot``; raises ModuleNotFoundError without it.
+        """
+        import plotly.graph_objects as go
+
+        from featurespeed.figures import figures_of
+
+        return {name: go.Figure(figure.to_dict()) for name, figure in figures_of(self, other).items()}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tables, and two figures if matplotlib is there."""
+        from featurespeed.figures.notebook import shown
+
+        return shown(self)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from featurespeed.contract import JobRequest, is_selected, lookup
+from featurespeed.defaults import PYTORCH_LEARNING_RATE
 from featurespeed_workers.network import Network
 from featurespeed_workers.rules.mup import mup_rates, mup_stds
 from featurespeed_workers.rules.scaling import BlockScaling
 from featurespeed_workers.rules.table import table1_of
-
-PYTORCH_LEARNING_RATE = 1e-3
-"""The default ``lr`` of torch.optim.SGD, Adam, AdamW and Muon."""
 
 
 def closed_form(request: JobRequest, network: Network, parameters: dict[str, Tensor]) -> BlockScaling:
