@@ -225,7 +225,7 @@ BAD: list[tuple[dict[str, Any], str, Any, str]] = [
     ({"architecture": {**MLP, "output_dim": 3}}, "architecture.output_dim", 3, "digits have 10 classes"),
     ({"architecture": {**VISION, "image": {**IMAGE, "width": 4}}}, "architecture.image", None, "digits are 8 × 8 × 1"),
     ({"architecture": LANGUAGE}, "data.kind", "digits", "has no tokens"),
-    ({"data": {"kind": "tokens"}}, "data.kind", "tokens", "needs a transformer with vocab_size"),
+    ({"data": {"kind": "tokens"}}, "data.kind", "tokens", "needs a network of tokens"),
     ({"architecture": LANGUAGE, "data": {"kind": "tokens"}, "loss": "mse"}, "loss", "mse", "use 'cross_entropy'"),
     ({"data": {**GAUSSIAN, "targets": "ones"}}, "data.targets", "ones", "cross_entropy takes 'classes' or 'teacher'"),
     ({"data": {**GAUSSIAN, "targets": "classes"}, "loss": "mse"}, "data.targets", "classes", "mse takes 'gaussian'"),

@@ -14,6 +14,8 @@ from featurespeed.contract import ProbeResult, Report
 from tests.cli.command import ENVIRONMENT, refused, run, start
 from tests.client.reports import SPEC_WITHOUT_KIND
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_measure_and_the_same_numbers_again(spec: Path) -> None:
     first, second = (run("measure", spec, "--json", "--seeds", "0,5") for _ in range(2))
@@ -144,3 +146,15 @@ def test_a_report_for_two_optimizers_says_so(spec: Path) -> None:
     assert done.returncode == 0
     [line] = [line for line in done.stdout.splitlines() if line.startswith("optimizers ")]
     assert "adamw for 2 tensors, muon for 1 tensors" in line
+
+
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    """The example, with one seed: blocks go by their names, with the model's own path beside each."""
+    done = run("recommend", ROOT / "examples" / "gpt2.yaml", "--seeds", "0", "--out", tmp_path / "report.json")
+    assert done.returncode == 0
+    assert "transformers" not in done.stderr  # no warning of that library's
+    advice = Report.model_validate_json((tmp_path / "report.json").read_text()).recommendation
+    assert [block.name for block in advice.blocks] == ["input", *(f"hidden_{i}" for i in range(2, 6)), "output"]
+    blocks = ["transformer.drop", *(f"transformer.h.{i}" for i in range(4)), "lm_head"]
+    assert [block.module for block in advice.blocks] == blocks
+    assert "transformer.h.3.mlp.c_proj.weight" in {p.name for p in advice.parameters}

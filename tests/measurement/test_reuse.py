@@ -63,10 +63,21 @@ def test_attention(case: str, moving: list[bool]) -> None:
     check(attention, tensors(3, 2, 3, 5, 4), moving)
 
 
-def test_attention_that_is_not_ours_goes_to_torch() -> None:
-    q = tensors(1, 2, 4, 5, 4)[0]
-    k, v = tensors(2, 2, 2, 5, 4)
-    check(lambda q: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), [q], [True])
+@pytest.mark.parametrize("moving", MOVING)
+def test_heads_of_keys_that_serve_several_queries(moving: list[bool]) -> None:
+    [q], [k, v] = tensors(1, 2, 4, 5, 4), tensors(2, 2, 2, 5, 4)
+    check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, is_causal=True), [q, k, v], moving)
+
+
+def test_attention_that_drops_weights_goes_to_torch() -> None:
+    """A seed for each call: the tangent is that of the mask that torch draws."""
+
+    def attention(q):
+        torch.manual_seed(0)
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+
+    check(attention, tensors(1, 2, 4, 5, 4), [True])
 
 
 @pytest.mark.parametrize("moving", MOVING)
@@ -79,3 +90,15 @@ def test_linear(leading: tuple[int, ...], moving: list[bool]) -> None:
 def test_a_linear_map_by_keywords() -> None:
     [x], [weight] = tensors(1, 6, 4), tensors(1, 7, 4)
     check(lambda x: F.linear(input=x, weight=weight), [x], [True])
+
+
+@pytest.mark.parametrize("moving", MOVING)
+def test_a_linear_map_with_its_matrix_the_other_way_round(moving: list[bool]) -> None:
+    [bias], [x], [weight] = tensors(1, 7), tensors(1, 6, 4), tensors(1, 4, 7)
+    check(torch.addmm, [bias, x, weight], moving)
+
+
+def test_sums_of_matrices_with_factors_go_to_torch() -> None:
+    [c], [x], [weight] = tensors(1, 6, 7), tensors(1, 6, 4), tensors(1, 4, 7)
+    check(lambda c, x, w: torch.addmm(c, x, w, beta=0.5, alpha=2.0), [c, x, weight], [True, True, True])
+    check(torch.addmm, [c, x, weight], [True, True, False])

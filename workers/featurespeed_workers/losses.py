@@ -40,5 +40,6 @@ def own_loss(outputs: Any, targets: Any = None) -> Tensor:
 
 
 def loss_function(name: Loss) -> LossFunction:
-    """The loss of a request."""
-    return {"mse": mse, "cross_entropy": cross_entropy}[name]
+    """The loss of a request: of a module's output, or of the first that it gives (the logits of ``transformers``)."""
+    loss = {"mse": mse, "cross_entropy": cross_entropy}[name]
+    return lambda outputs, targets: loss(outputs if isinstance(outputs, Tensor) else outputs[0], targets)

@@ -149,7 +149,7 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
                 name=t.name,
                 block=t.block,
                 shape=t.shape,
-                init_mean=t.mean,
+                init_mean=_common_mean([s.tensors[i].mean for s in seeds]),
                 init_std=GeometricStatistic.of([s.tensors[i].std for s in seeds]).mean,
                 init_ratio=_ratio([s.tensors[i : i + 1] for s in seeds]),
                 lr=GeometricStatistic.of([s.tensors[i].rate * s.master_lr for s in seeds]).mean,
@@ -159,6 +159,11 @@ def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:
             for i, t in enumerate(seeds[0].tensors)
         ),
     )
+
+
+def _common_mean(means: Sequence[float]) -> float:
+    """Of a constant tensor: gains that are scaled differ by seed, and are combined as all scales are."""
+    return means[0] if len(set(means)) == 1 or min(means) <= 0 else GeometricStatistic.of(means).mean
 
 
 def _block_std(block: str, seeds: Sequence[SeedScaling]) -> GeometricStatistic:

@@ -81,6 +81,17 @@ def _linear_tangent(input: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return tangent
 
 
+def _addmm_tangent(input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Any:
+    """ẋ V + x V̇ + ċ, of ``c + x V``: a linear map whose matrix is stored as (in, out), as GPT-2's."""
+    c_dot = _unpack(input)[1]
+    if options or input.ndim != 1:
+        return NotImplemented
+    tangent = _product_tangent(*_unpack(mat1), *_unpack(mat2))
+    if c_dot is None or tangent is None:
+        return tangent if c_dot is None else c_dot.repeat(mat1.shape[0], 1)
+    return tangent.add_(c_dot)
+
+
 def _attention_tangent(
     query: Tensor,
     key: Tensor,
@@ -97,19 +108,28 @@ def _attention_tangent(
     """
     (q, q_dot), (k, k_dot), (v, v_dot) = _unpack(query), _unpack(key), _unpack(value)
     moving_mask = attn_mask is not None and _unpack(attn_mask)[1] is not None
-    if dropout_p or enable_gqa or moving_mask:
+    if dropout_p or moving_mask:
         return NotImplemented
+    if enable_gqa:
+        (k, k_dot), (v, v_dot) = (_for_each_query(x, x_dot, q.shape[-3]) for x, x_dot in ((k, k_dot), (v, v_dot)))
     if q_dot is None and k_dot is None and v_dot is None:
         return None
     c = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     weights = _attention_weights(q, k, attn_mask, is_causal, c)
     tangent = torch.zeros((), dtype=q.dtype, device=q.device) if v_dot is None else weights @ v_dot
-    scores_dot = _product_tangent(q, q_dot, k, k_dot)
+    transposed = None if k_dot is None else k_dot.transpose(-2, -1)
+    scores_dot = _product_tangent(q, q_dot, k.transpose(-2, -1), transposed)
     if scores_dot is not None:
         weighted = weights * scores_dot.mul_(c)
         weights_dot = weighted.sub_(weights * weighted.sum(-1, keepdim=True))
         tangent = tangent + weights_dot @ v
     return tangent
+
+
+def _for_each_query(x: Tensor, x_dot: Tensor | None, heads: int) -> tuple[Tensor, Tensor | None]:
+    """Keys or values of which a head serves several queries: each as often as it is used, along the axis of heads."""
+    repeats = heads // x.shape[-3]
+    return x.repeat_interleave(repeats, -3), None if x_dot is None else x_dot.repeat_interleave(repeats, -3)
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
@@ -127,10 +147,14 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, 
     )  # a row that sees nothing attends to nothing
 
 
-def _product_tangent(q: Tensor, q_dot: Tensor | None, k: Tensor, k_dot: Tensor | None) -> Tensor | None:
-    parts = [] if q_dot is None else [q_dot @ k.transpose(-2, -1)]
-    parts += [] if k_dot is None else [q @ k_dot.transpose(-2, -1)]
-    return sum(parts[1:], parts[0]) if parts else None
+def _product_tangent(a: Tensor, a_dot: Tensor | None, b: Tensor, b_dot: Tensor | None) -> Tensor | None:
+    """ȧ b + a ḃ, a tensor of its own; ``None`` if nothing moves."""
+    if a_dot is None:
+        return None if b_dot is None else a @ b_dot
+    moved = a_dot @ b
+    if b_dot is None:
+        return moved
+    return torch.addmm(moved, a, b_dot, out=moved) if a.ndim == 2 else moved.add_(a @ b_dot)
 
 
 def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -140,5 +164,6 @@ def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
 
 _TANGENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear_tangent,
+    torch.addmm: _addmm_tangent,
     F.scaled_dot_product_attention: _attention_tangent,
 }

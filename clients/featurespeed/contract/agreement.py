@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurespeed.contract.architecture import Architecture, Mlp, ResNet, Signature, TargetAngle, Transformer
+from featurespeed.contract.architecture import (
+    Architecture,
+    HuggingFace,
+    Mlp,
+    ResNet,
+    Signature,
+    TargetAngle,
+    Transformer,
+)
 from featurespeed.contract.blocks import group_of, is_selected, lookup
 from featurespeed.contract.data import Digits, Gaussian, Sphere, Tokens
 from featurespeed.defaults import RELATIVE_SENSITIVITY
@@ -24,7 +32,7 @@ def _check_data(request: JobRequest) -> None:
     architecture, data = request.architecture, request.data
     takes = architecture.signature
     if isinstance(data, Tokens) and takes.vocab_size is None:
-        raise ValueError(f"data.kind: 'tokens' needs a transformer with vocab_size, not {_described(architecture)}")
+        raise ValueError(f"data.kind: 'tokens' needs a network of tokens (vocab_size), not {_described(architecture)}")
     if takes.vocab_size is not None and isinstance(data, Gaussian | Sphere | Digits):
         raise ValueError(
             f"data.kind: {data.kind!r} has no tokens; {_described(architecture)} takes 'tokens' or 'dataset'"
@@ -49,7 +57,9 @@ def _check_digits(takes: Signature) -> None:
 
 def _described(architecture: Architecture) -> str:
     if isinstance(architecture, Transformer):
-        return "one with image" if architecture.image is not None else "a transformer with vocab_size"
+        return "a transformer with image" if architecture.image is not None else "a transformer with vocab_size"
+    if isinstance(architecture, HuggingFace):
+        return f"model_type {architecture.model_type!r}"
     return f"family {architecture.family!r}"
 
 

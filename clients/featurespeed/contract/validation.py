@@ -115,7 +115,8 @@ def _field_error(item: ErrorDetails) -> tuple[tuple[str, ...], FieldError]:
     loc, value = item["loc"], item.get("input")
     message = item["msg"].removeprefix("Value error, ")
     unsaid = {*_UNION_MEMBERS, _MAP_KEY}
-    parts = [str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] in _TAGGED_UNIONS) and p not in unsaid]
+    tags = 0 if loc[:1] == () or loc[0] not in _TAGGED_UNIONS else 2 if loc[1:2] == ("huggingface",) else 1
+    parts = [str(p) for i, p in enumerate(loc) if not 0 < i <= tags and p not in unsaid]
     if item["type"] == "missing":
         value = None
     if item["type"].startswith("union_tag"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from featurespeed.contract import Architecture, ConvNet, Mlp, ResNet, Transformer
+from featurespeed.contract.architecture import HuggingFaceModel
 from featurespeed_workers.architectures.convnet import convnet
+from featurespeed_workers.architectures.huggingface import huggingface_network
 from featurespeed_workers.architectures.mlp import mlp_network
 from featurespeed_workers.architectures.resnet import resnet_network
 from featurespeed_workers.architectures.transformer import transformer_network
@@ -24,6 +26,7 @@ _BUILDERS: Mapping[type, Callable[[Any], Network]] = {
     Mlp: mlp_network,
     ResNet: resnet_network,
     Transformer: transformer_network,
+    **dict.fromkeys(get_args(get_args(HuggingFaceModel)[0]), huggingface_network),
 }
 
 
@@ -43,15 +46,16 @@ def base_initialize(network: Network, *, seed: int) -> None:
     """Set the starting point of rule ``fsc``, in place: what the forward normalisation then rescales.
 
     Tensors of ``network.base_stds`` (weight matrices N(0, 1/fan_in), token embeddings N(0, 1), positions) are drawn,
-    biases 0, gains 1. Values are drawn in float32 on the CPU, hence the same on every device and in every precision;
-    the global random state is left as it was.
+    biases 0, gains 1, the embedding of padding 0. Values are drawn in float32 on the CPU, hence the same on every
+    device and in every precision; the global random state is left as it was.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(network.module.named_parameters())
     for name, std in network.base_stds.items():
         parameters[name].copy_(torch.empty(parameters[name].shape).normal_(0, std, generator=generator))
+    for name, parameter in parameters.items():
+        if name not in network.base_stds:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     for module in network.module.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            module.bias.zero_()
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm2d):
-            module.reset_parameters()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()

@@ -24,7 +24,8 @@ class Shared:
 
 
 def share_scales(network: Network, parameters: Mapping[str, Tensor]) -> Shared:
-    """Give the matrices at one place of all hidden blocks of a kind the geometric mean of their root mean squares.
+    """Give the matrices (and gains that are scaled) at one place of all hidden blocks of a kind one root mean square,
+    the geometric mean of theirs.
 
     Blocks are of a kind if their matrices, in order, have the same shapes. The geometric mean keeps the product of all
     scales: in a homogeneous chain f_{L-1} keeps its size. Matrices that neither train nor are scaled, and places at
@@ -35,7 +36,7 @@ def share_scales(network: Network, parameters: Mapping[str, Tensor]) -> Shared:
 
     def matrices(block: Block) -> list[str]:
         named = [(name, parameters[name]) for name in block.parameters]
-        return [name for name, p in named if p.ndim > 1 and (p.requires_grad or name in scaled)]
+        return [name for name, p in named if (p.ndim > 1 and p.requires_grad) or name in scaled]
 
     kinds: dict[tuple[tuple[int, ...], ...], list[list[str]]] = {}
     for block in hidden:

@@ -25,11 +25,13 @@ from typing import Literal
 
 import torch
 
-from featurespeed.contract import Architecture, JobRequest, Transformer, group_of
+from featurespeed.contract import JobRequest, Mlp, ResNet, Transformer, group_of
 from featurespeed.defaults import BASE_WIDTH
 from featurespeed_workers.architectures import base_initialize
 from featurespeed_workers.network import Network
 
+Widened = Mlp | ResNet | Transformer
+"""The families that µP is known for here: those with one width."""
 Kind = Literal["vector", "matrix", "output", "fixed"]
 
 
@@ -50,17 +52,23 @@ def _kind(block: str, name: str, dimensions: int) -> Kind:
 
 def mup_stds(request: JobRequest, network: Network) -> dict[str, float]:
     """Std of every tensor that is drawn, by parameter name."""
+    architecture = _widened(request)
     kinds, base = kinds_of(network), request.scaling.base_width or BASE_WIDTH
     stds = dict(network.base_stds)
     for name, std in stds.items():
         if kinds[name] == "output":
-            stds[name] = std * math.sqrt(base / request.architecture.width)
-        elif kinds[name] == "matrix" and _behind_relu(request.architecture, name):
+            stds[name] = std * math.sqrt(base / architecture.width)
+        elif kinds[name] == "matrix" and _behind_relu(architecture, name):
             stds[name] = std * math.sqrt(2)
     return stds
 
 
-def _behind_relu(architecture: Architecture, matrix: str) -> bool:
+def _widened(request: JobRequest) -> Widened:
+    assert isinstance(request.architecture, Widened)  # the contract refuses the rule for others
+    return request.architecture
+
+
+def _behind_relu(architecture: Widened, matrix: str) -> bool:
     """Whether a hidden matrix multiplies activations, and these are ReLU's."""
     active = matrix.endswith(".mlp.project.weight") if isinstance(architecture, Transformer) else True
     return active and architecture.activation == "relu"
@@ -77,7 +85,7 @@ def mup_initialize(request: JobRequest, network: Network, *, seed: int) -> None:
 
 def mup_rates(request: JobRequest, network: Network) -> dict[str, float]:
     """Factor on the base learning rate, by block name for the block's matrices, and by name for all its parameters."""
-    wider = request.architecture.width / (request.scaling.base_width or BASE_WIDTH)
+    wider = _widened(request).width / (request.scaling.base_width or BASE_WIDTH)
     if request.optimizer.name == "sgd":
         factors = {"vector": wider, "matrix": 1.0, "output": 1 / wider, "fixed": 1.0}
     else:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from featurespeed.contract.architecture.chain import Activation, Image, Norm, Signature
 from featurespeed.contract.architecture.convnet import ConvNet, ImageNorm
+from featurespeed.contract.architecture.huggingface import HuggingFace, HuggingFaceModel
 from featurespeed.contract.architecture.mlp import Mlp
 from featurespeed.contract.architecture.resnet import DepthPower, ResNet, TargetAngle
 from featurespeed.contract.architecture.transformer import Patches, Transformer
@@ -21,6 +22,8 @@ __all__ = [
     "Architecture",
     "ConvNet",
     "DepthPower",
+    "HuggingFace",
+    "HuggingFaceModel",
     "Image",
     "ImageNorm",
     "Mlp",
@@ -32,4 +35,4 @@ __all__ = [
     "Transformer",
 ]
 
-Architecture = Annotated[Mlp | ResNet | Transformer | ConvNet, Field(discriminator="family")]
+Architecture = Annotated[Mlp | ResNet | Transformer | ConvNet | HuggingFaceModel, Field(discriminator="family")]
