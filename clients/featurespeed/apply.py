@@ -88,8 +88,9 @@ def _matched(
     recommendation: Recommendation, model: torch.nn.Module
 ) -> list[tuple[ParameterRecommendation, torch.nn.Parameter]]:
     """Every parameter of the model once, with what the report says of it; ParameterMismatch names all faults."""
-    advice = {p.name: p for p in recommendation.parameters}
-    named = dict(model.named_parameters(remove_duplicate=False))  # tied weights under all their names
+    advice = {_uncompiled(p.name): p for p in recommendation.parameters}
+    tied = model.named_parameters(remove_duplicate=False)  # tied weights under all their names
+    named = {_uncompiled(name): p for name, p in tied}
     known = {id(named[name]) for name in advice if name in named}
     faults = [f"{name}: not in the model" for name in advice if name not in named]
     faults += [f"{name}: not in the report" for name, p in model.named_parameters() if id(p) not in known]
@@ -104,6 +105,11 @@ def _matched(
     for name, p in advice.items():
         pairs.setdefault(id(named[name]), (p, named[name]))
     return list(pairs.values())
+
+
+def _uncompiled(name: str) -> str:
+    """The name without what ``torch.compile`` puts before it: a report serves a model before and after."""
+    return name.replace("_orig_mod.", "")
 
 
 def _can_be_set(parameter: torch.nn.Parameter, advice: ParameterRecommendation) -> bool:

@@ -293,6 +293,7 @@ def test_everything_is_restored_when_a_pass_fails(nth: int) -> None:
 
     before, tensors = outputs(), list(model.parameters())
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    reentrant = torch.utils.checkpoint.CheckpointFunction
     fast_path, python_random = torch.backends.mha.get_fastpath_enabled(), random.getstate()
     with pytest.raises(RuntimeError, match="out of luck"):
         recommend(model, data(), blocks=["0", "1", "2"])  # of failures while blocks are found: test_cut_nodes.py
@@ -300,6 +301,7 @@ def test_everything_is_restored_when_a_pass_fails(nth: int) -> None:
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.backends.mha.get_fastpath_enabled() == fast_path
     assert random.getstate() == python_random
+    assert torch.utils.checkpoint.CheckpointFunction is reentrant
     assert not any(m._forward_hooks for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert calls == nth  # the failing pass was the last one

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from featurespeed_workers.block_search import Found, search
+from featurespeed_workers.eager import as_given_to_compile
 from featurespeed_workers.network import check_module
 from featurespeed_workers.passes import Batch, Inputs
 from featurespeed_workers.tracing import BY_HAND, trace
@@ -78,6 +79,7 @@ def blocks(model: nn.Module, batch: Batch | Inputs) -> FoundBlocks:
 
     Raises ValueError if the model cannot be traced or has less than two blocks, saying why.
     """
+    model = as_given_to_compile(model)
     check_module(model)
     found = search(
         trace(model, batch[0] if isinstance(batch, tuple | list) else batch),

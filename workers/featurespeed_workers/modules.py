@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from featurespeed_workers.eager import as_given_to_compile
 from featurespeed_workers.found_blocks import UNTIE
 from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.network import Block, Network, Scalable, check_module
@@ -32,8 +33,10 @@ def network_of(
     ``branches`` names, for a residual block, the last linear layer of every branch; these are rescaled so that all
     branches together add a mean square of 1 to the residual stream. Of any other block all matrices are rescaled
     together, frozen ones never. Raises ValueError for unknown modules, for parameters that are in no block or in two,
-    and for modules that cannot be measured as they are (compiled, or changing their own weights).
+    and for modules that change their own weights when called. Of a compiled module the network is that which was given
+    to ``torch.compile``, and its parameters have the names that they have there.
     """
+    module = as_given_to_compile(module)
     check_module(module)
     if blocks is None and inputs is not None:
         blocks = found_blocks(module, inputs)

@@ -60,9 +60,7 @@ class Network:
 
 
 def check_module(module: nn.Module) -> None:
-    """Raises ValueError for a module that cannot be measured as it is: compiled, or changing its own weights."""
+    """Raises ValueError for a module that cannot be measured as it is, since it changes its own weights."""
     for path, part in module.named_modules():
-        if type(part).__name__ == "OptimizedModule":
-            raise ValueError(f"model: {path or 'it'} is compiled; measure the module that you gave to torch.compile")
         if getattr(part, "max_norm", None) is not None:
             raise ValueError(f"model: {path or 'it'} changes its own weights when called (max_norm)")

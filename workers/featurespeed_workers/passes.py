@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featurespeed_workers.eager import as_written
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network
 
@@ -41,7 +42,8 @@ def under(network: Network, parameters: Parameters, action: Callable[[nn.Module]
     """
     buffers = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
     swapped = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
-    result: T = functional_call(_Within(network.module, action), swapped, (), tie_weights=True)
+    with as_written():
+        result: T = functional_call(_Within(network.module, action), swapped, (), tie_weights=True)
     return result
 
 

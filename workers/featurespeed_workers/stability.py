@@ -116,8 +116,9 @@ def _second_derivatives(
         return nodes[-1]
 
     def action(module: nn.Module) -> None:
-        with torch.enable_grad(), plain_kernels(), cut_nodes(network, keep):
-            loss = setting.loss_function(forward(module, inputs), targets)
+        with torch.enable_grad(), plain_kernels():
+            with cut_nodes(network, keep):  # not when checkpointing runs a part again
+                loss = setting.loss_function(forward(module, inputs), targets)
             moving = [trained[name] for name in velocity]
             gradients = torch.autograd.grad(loss, moving, create_graph=True, allow_unused=True)
             pairs = zip(gradients, velocity.values(), strict=True)

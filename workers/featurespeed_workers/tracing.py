@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from featurespeed_workers.dataflow import Dataflow
+from featurespeed_workers.eager import as_written
 from featurespeed_workers.graph_reading import OUTPUT_OF, dataflow_of
 from featurespeed_workers.passes import Inputs
 
@@ -31,7 +32,13 @@ def trace(module: nn.Module, inputs: Inputs) -> Dataflow:
     """
     arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     try:
-        with _marked(module), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
+        with (
+            as_written(),
+            _marked(module),
+            _quiet(),
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+            torch.enable_grad(),
+        ):
             program = torch.export.export(module, arguments, keywords, strict=False)
     except Exception as error:  # torch.export raises what it meets, errors of the module itself included
         lines = str(error).strip().splitlines() or [""]

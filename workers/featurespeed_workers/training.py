@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featurespeed.contract import Optimizer
 from featurespeed.defaults import WARMUP_FRACTION
@@ -17,7 +17,7 @@ from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.measurement import Setting, StateMeasurement, measure_state
 from featurespeed_workers.network import Block
 from featurespeed_workers.optimizers import make_optimizers, state_of
-from featurespeed_workers.passes import Batch, call
+from featurespeed_workers.passes import Batch, forward, under
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,17 @@ def _step(
     inputs, targets = batch
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss = setting.loss_function(call(setting.network, weights, inputs), targets)
-    if not torch.isfinite(loss):
-        raise MeasurementError("diverged", f"the loss is not finite at step {step}")
-    torch.autograd.backward(loss)
+
+    def action(module: nn.Module) -> float:
+        loss = setting.loss_function(forward(module, inputs), targets)
+        if not torch.isfinite(loss):
+            raise MeasurementError("diverged", f"the loss is not finite at step {step}")
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    loss = under(setting.network, weights, action)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = own_rates.get(group["block"], lr * group["base"])
         optimizer.step()
-    return loss.item()
+    return loss

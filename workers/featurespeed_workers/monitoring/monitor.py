@@ -14,6 +14,7 @@ from torch import nn
 from featurespeed.contract.request import Method
 from featurespeed_workers.api import Loss, LossName, measure
 from featurespeed_workers.directions import UpdateRule
+from featurespeed_workers.eager import as_given_to_compile
 from featurespeed_workers.modules import Blocks, network_of
 from featurespeed_workers.monitoring.records import Failure, Record
 from featurespeed_workers.monitoring.targets import Sink, Target, close, sinks_of
@@ -166,6 +167,7 @@ def _schedule(every: Every) -> Callable[[int], bool]:
 
 def _local(model: nn.Module) -> nn.Module:
     """The model, if one process can measure it alone: a collective that the others do not join would never end."""
+    model = as_given_to_compile(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(f"model: give the module within the {type(model).__name__}, its attribute module")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
