@@ -41,6 +41,17 @@ NETS: dict[str, dict[str, Any]] = {
         "data": {"kind": "gaussian", "batch_size": 256},
     },
 }  # fmt: skip
+GPT2 = {
+    "GPT-2 small (transformers), T = 128, batch 2": {
+        "architecture": {
+            "family": "huggingface", "model_type": "gpt2", "context_length": 128,
+            "config": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257,
+                       "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        },
+        "data": {"kind": "tokens", "batch_size": 2},
+    },
+}  # fmt: skip
+"""A model of the size that people train; for its speed alone, as it takes seconds a step."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def medians(actions: list[Callable[[], None]], rounds: int) -> list[float]:
 
 def speed_ratios(optimizer: str, rounds: int = 9) -> Iterator[tuple[str, float, float, float]]:
     """Per net: its name, milliseconds of a plain step, and exact and finite-difference measurement ÷ that step."""
-    for name, spec in NETS.items():
+    for name, spec in {**NETS, **GPT2}.items():
         work = workload(spec, optimizer)
         actions = [work.step, partial(work.measure, "exact"), partial(work.measure, "finite_difference")]
         step, exact, difference = medians(actions, rounds)

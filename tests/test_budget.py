@@ -161,7 +161,40 @@ def test_the_estimate_is_within_a_factor_of_three_of_the_peak(
     large = spec(architecture, **changes)
     for document, size in ((small, 2), (large, batch_size)):
         document["data"] = {**document["data"], "batch_size": size}
+    check_peak(large, small)
+
+
+def check_peak(large: dict[str, Any], small: dict[str, Any]) -> None:
+    """That the estimate of ``large`` is of the order of its peak; ``small`` loads what both need."""
     arguments = [sys.executable, "-c", MEASURE, json.dumps([large, small])]
     peak = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
     estimate = memory_bytes(parse_request(large))
     assert estimate / 3 < peak < estimate * 3, (estimate, peak, estimate / peak)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "least"),
+    [
+        (  # with dropout, hence with attention that is written out
+            {"model_type": "gpt2"},
+            {"vocab_size": 512, "n_embd": 192, "n_layer": 4, "n_head": 6},
+            {"vocab_size": 11, "n_embd": 6, "n_layer": 1, "n_head": 6},
+        ),
+        (
+            {"model_type": "convnext"},
+            {"hidden_sizes": [48, 96, 192], "depths": [2, 2, 2], "num_stages": 3, "image_size": 64},
+            {"hidden_sizes": [6], "depths": [1], "num_stages": 1, "image_size": 8},
+        ),
+    ],
+    ids=["gpt2", "convnext"],
+)
+def test_the_estimate_of_a_model_of_transformers(
+    architecture: dict[str, Any], config: dict[str, Any], least: dict[str, Any]
+) -> None:
+    pytest.importorskip("transformers")
+    kind = "tokens" if "vocab_size" in config else "gaussian"
+    large, small = (
+        spec({"family": "huggingface", **architecture, "config": fields}, data={"kind": kind, "batch_size": size})
+        for fields, size in ((config, 24), (least, 2))
+    )
+    check_peak(large, small)
