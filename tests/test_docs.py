@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from featurespeed.contract import (
+    Checkpoint,
     Dataset,
-    JobRequest,
     LayerMeasurement,
     Measurement,
     ProbeResult,
@@ -28,6 +28,7 @@ from featurespeed.contract import (
 )
 from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
 from featurespeed_service.settings import PREFIX, Settings
+from featurespeed_service.store.datasets import FileKind
 from featurespeed_workers.local import answer
 from tests.client.live import LiveService, live_service
 
@@ -94,15 +95,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def _dataset(service: LiveService, request: JobRequest) -> Iterator[Path | None]:
-    """The dataset of a request as a file."""
-    if not isinstance(request.data, Dataset):
+def _file(service: LiveService, kind: FileKind, named: Dataset | Checkpoint | None) -> Iterator[Path | None]:
+    """What a request names, as a file."""
+    if named is None:
         yield None
         return
-    stored = service.store.datasets.find(request.data.sha256)
+    store = service.store.datasets.of_kind(kind)
+    stored = store.find(named.sha256)
     assert stored is not None
     with tempfile.NamedTemporaryFile() as file:
-        file.writelines(service.store.datasets.read(stored))
+        file.writelines(store.read(stored))
         file.flush()
         yield Path(file.name)
 
@@ -114,8 +116,9 @@ def _work(service: LiveService, stop: threading.Event, failures: list[Exception]
             if (claim := service.store.claim("docs")) is None:
                 continue
             request = claim.job.request
-            with _dataset(service, request) as dataset:
-                report = answer(request, dataset=dataset, threads=1)
+            data = request.data if isinstance(request.data, Dataset) else None
+            with _file(service, "dataset", data) as dataset, _file(service, "checkpoint", request.checkpoint) as saved:
+                report = answer(request, dataset=dataset, checkpoint=saved, threads=1)
             service.store.succeed(claim.lease, report.model_dump_json())
     except Exception as error:
         failures.append(error)
@@ -155,6 +158,7 @@ def test_http_page_runs(address: str, folder: Path) -> None:
         '"status":"succeeded"',
         "event: status",
         '"kind":"dataset"',
+        '"checkpoint":{"sha256":"',
         "urn:featurespeed:problem:invalid-spec",
     ):
         assert expected in out

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from featurespeed import AsyncClient, Client
+from featurespeed import AsyncClient, Client, JobFailed
 from featurespeed.contract import Report, parse_request
-from featurespeed_workers import measure, recommend
+from featurespeed.spec_files import load_spec
+from featurespeed_workers import measure, recommend, save_checkpoint
 from featurespeed_workers.architectures import base_initialize, build
 from featurespeed_workers.data import load
 from featurespeed_workers.probes import FIRST_STEP
@@ -56,6 +57,16 @@ SPECS: dict[str, dict[str, Any]] = {
         "scaling": {"refine": {"steps": 10}},
         "measurement": {"seeds": list(SEEDS)},
     },
+    "resumed": {
+        "kind": "recommend",
+        "architecture": {"family": "mlp", "input_dim": 64, "width": 32, "depth": 4, "output_dim": 10},
+        "data": {"kind": "digits", "batch_size": 32},
+        "loss": "cross_entropy",
+        "optimizer": {"name": "adamw", "weight_decay": 0.01},
+        "scaling": {"contributions": {"output": 0.5}},
+        "measurement": {"seeds": list(SEEDS)},
+        "checkpoint": {"path": "training.safetensors"},
+    },
     "measure": {
         "kind": "measure",
         "architecture": {
@@ -86,6 +97,20 @@ def address(tmp_path_factory):
         yield str(service.http.base_url)
 
 
+def trained(spec: dict[str, Any]) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The architecture of a request after some steps of AdamW."""
+    request = parse_request({name: value for name, value in spec.items() if name != "checkpoint"})
+    source = load(request, dataset=None, dtype=torch.float32, device=torch.device("cpu"))
+    model = build(request.architecture, seed=7).module
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.002, weight_decay=0.01)
+    for step in range(5):
+        inputs, targets = source.batch(7, step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    return model, optimizer
+
+
 def command_line(spec: dict[str, Any], *arguments: str) -> Report:
     done = subprocess.run(
         [sys.executable, "-m", "featurespeed", spec["kind"], "-", "--json", *arguments],
@@ -97,7 +122,7 @@ def command_line(spec: dict[str, Any], *arguments: str) -> Report:
 
 def in_python(spec: dict[str, Any]) -> Report:
     """The engine on models built by hand, as on a module of the user's own."""
-    request = parse_request(spec)
+    request = parse_request(load_spec(spec).document)
     source = load(request, dataset=None, dtype=torch.float32, device=torch.device("cpu"))
 
     def model(seed: int):
@@ -120,6 +145,10 @@ def in_python(spec: dict[str, Any]) -> Report:
     }
     if request.kind == "measure":
         return measure(model, batches, **options)
+    if request.checkpoint is not None:
+        own, optimizer = trained(spec)
+        options |= {"optimizer": optimizer, "blocks": list(request.architecture.block_names)}
+        return recommend(own, batches, checkpoint=True, **options)
     return recommend(model, batches, refine=scaling.refine, **options)
 
 
@@ -132,9 +161,19 @@ def numbers(report: Report) -> dict[str, Any]:
     return report.model_dump(exclude={"provenance"})
 
 
+def without_ratios(found: dict[str, Any]) -> dict[str, Any]:
+    advice = dict(found["recommendation"])
+    for several in ("blocks", "parameters"):
+        advice[several] = [{**one, "init_ratio": None} for one in advice[several]]
+    return {**found, "recommendation": advice}
+
+
 @pytest.mark.parametrize("case", SPECS)
 def test_the_same_numbers_whichever_way(case: str, address: str, tmp_path: Path) -> None:
-    spec = SPECS[case]
+    spec = dict(SPECS[case])
+    if "checkpoint" in spec:
+        spec["checkpoint"] = {"path": str(tmp_path / "training.safetensors")}
+        save_checkpoint(tmp_path / "training.safetensors", *trained(spec))
     with Client(address) as client:
         over_http = {"measure": client.measure, "recommend": client.recommend}[spec["kind"]](spec)
     reports = {
@@ -144,13 +183,18 @@ def test_the_same_numbers_whichever_way(case: str, address: str, tmp_path: Path)
         "Python": in_python(spec),
     }
     expected = numbers(over_http)
-    assert len(expected["measurements"][0]["layers"]) == len(parse_request(spec).architecture.block_names)
+    names = parse_request(load_spec(spec).document).architecture.block_names
+    assert [layer["name"] for layer in expected["measurements"][0]["layers"]] == list(names)
     if case.startswith("refine"):
         assert len(expected["recommendation"]["refinement"]["probes"]) == 5
     for way, report in reports.items():
         found = numbers(report)
-        if spec["kind"] == "recommend" and way == "Python":  # before is the given model
+        if case == "resumed" and way == "Python":  # which compares with the weights as they are
+            found, expected = without_ratios(found), without_ratios(expected)
+        elif spec["kind"] == "recommend" and way == "Python":  # before is the given model
+            assert found.pop("before") is not None
             assert found["properties"].pop("before") is not None
+            expected.pop("before")
             expected["properties"].pop("before")
         assert found == expected, way
         assert report.provenance.seeds == SEEDS
@@ -166,3 +210,13 @@ def test_the_same_numbers_from_a_dataset_that_ray_cannot_hold_in_memory(address:
     here, there = command_line(spec), command_line(spec, "--server", address)
     assert numbers(here) == numbers(there)
     assert here.provenance.seeds == SEEDS
+
+
+def test_a_checkpoint_of_another_architecture_fails_the_job_by_tensor(address: str, tmp_path: Path) -> None:
+    spec = SPECS["resumed"] | {"checkpoint": {"path": str(tmp_path / "training.safetensors")}}
+    save_checkpoint(tmp_path / "training.safetensors", *trained(spec))
+    wider = {**spec, "architecture": {**spec["architecture"], "output_dim": 11}}
+    with Client(address) as client, pytest.raises(JobFailed) as caught:
+        client.recommend(wider)
+    assert caught.value.job.error.type == "invalid-spec"
+    assert "checkpoint.output.weight: shape must be [11, 32] (got [10, 32])" in caught.value.job.error.detail

@@ -69,7 +69,7 @@ def _nothing(call: CellCall) -> Iterator[Item]:
 
 def _bare(cluster: Cluster, cells: int) -> None:
     """As many tasks of the same shape, as many at once."""
-    call = CellCall(ENGINE, trivial.spec(0, CELLS_PER_JOB).model_dump_json(), "seed 0", {}, None, "cpu", 1)
+    call = CellCall(ENGINE, trivial.spec(0, CELLS_PER_JOB).model_dump_json(), "seed 0", {}, {}, "cpu", 1)
     running = set()
     while cells or running:
         while cells and len(running) < cluster.slots:

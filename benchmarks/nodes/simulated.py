@@ -22,6 +22,7 @@ from featurespeed_service.dispatch.shares import Capacity, Node, Share
 from featurespeed_service.opening import opened
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.database import _WRITES
+from featurespeed_service.store.datasets import FileKind
 from featurespeed_workers.cells import CellProgress
 from featurespeed_workers.ray_tasks import Item, SentDataset
 from featurespeed_workers.stages import CellKey
@@ -55,7 +56,12 @@ class SimulatedCluster(Cluster):
         return Capacity(self._nodes)
 
     def submit(
-        self, share: Share, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: SentDataset | None
+        self,
+        share: Share,
+        request: str,
+        key: CellKey,
+        inputs: Mapping[CellKey, str],
+        files: Mapping[FileKind, SentDataset],
     ) -> CellTask:
         """Start a cell."""
         number = next(self._number)

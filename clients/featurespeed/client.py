@@ -31,9 +31,9 @@ class Client:
     ``timeout``: seconds that one request may wait for the server (not how long a job may take). ``transport`` replaces
     the network, ``headers`` are added to every request. ``api_key``: the key ``fsk_…`` of a service that asks for one;
     else that in the environment variable FEATURESPEED_API_KEY. Specifications are a dict, a JobRequest, or the path
-    of a YAML or JSON file; a dataset that they name by ``data.path`` is uploaded. Every method may raise
-    ServerUnreachable (after retries) and ProblemError; those that take a specification SpecError (InvalidSpec if the
-    server refused it) and OSError.
+    of a YAML or JSON file; files that they name by ``data.path`` or ``checkpoint.path`` are uploaded. Every method may
+    raise ServerUnreachable (after retries) and ProblemError; those that take a specification SpecError (InvalidSpec if
+    the server refused it) and OSError.
 
         report = Client("http://localhost:8000").recommend("transformer.yaml")
     """
@@ -80,7 +80,11 @@ class Client:
 
     def upload_dataset(self, path: str | os.PathLike[str]) -> str:
         """Upload a safetensors file with ``inputs`` and ``targets``; its SHA-256, which a specification names."""
-        return finish(self._session.upload_dataset(Path(path)))
+        return finish(self._session.upload("datasets", Path(path)))
+
+    def upload_checkpoint(self, path: str | os.PathLike[str]) -> str:
+        """Upload what ``featurespeed_workers.save_checkpoint`` wrote; its SHA-256, which a specification names."""
+        return finish(self._session.upload("checkpoints", Path(path)))
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of JobRequest and Report."""
@@ -140,7 +144,11 @@ class AsyncClient:
 
     async def upload_dataset(self, path: str | os.PathLike[str]) -> str:
         """See :meth:`Client.upload_dataset`."""
-        return await self._session.upload_dataset(Path(path))
+        return await self._session.upload("datasets", Path(path))
+
+    async def upload_checkpoint(self, path: str | os.PathLike[str]) -> str:
+        """See :meth:`Client.upload_checkpoint`."""
+        return await self._session.upload("checkpoints", Path(path))
 
     async def schema(self) -> dict[str, Any]:
         """See :meth:`Client.schema`."""

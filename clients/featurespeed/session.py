@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -100,10 +100,12 @@ class Session:
     # -- jobs ----------------------------------------------------------------------------------------------------
 
     async def submit(self, spec: Spec, kind: Kind | None = None) -> Job:
-        """Upload the dataset that the specification names, if any, and submit the specification."""
+        """Upload the files that the specification names, if any, and submit the specification."""
         specification = await self.connection.call(lambda: load_spec(spec, kind))
         if specification.dataset is not None:
-            await self._put_dataset(specification.dataset, specification.document["data"]["sha256"])
+            await self._put("datasets", specification.dataset, specification.document["data"]["sha256"])
+        if specification.checkpoint is not None:
+            await self._put("checkpoints", specification.checkpoint, specification.document["checkpoint"]["sha256"])
         # the key is fixed here, before the retries: however often it is sent, it is one job
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
         body = json.dumps(specification.document, default=str).encode()
@@ -204,15 +206,15 @@ class Session:
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
-    async def upload_dataset(self, path: Path) -> str:
+    async def upload(self, kind: Literal["datasets", "checkpoints"], path: Path) -> str:
         """Upload a safetensors file; its SHA-256, by which a specification names it. Raises InvalidSpec, TooLarge."""
         digest = await self.connection.call(lambda: file_sha256(path))
-        await self._put_dataset(path, digest)
+        await self._put(kind, path, digest)
         return digest
 
-    async def _put_dataset(self, path: Path, digest: str) -> None:
+    async def _put(self, kind: str, path: Path, digest: str) -> None:
         headers = {"Content-Type": "application/octet-stream"}
-        await self.request("PUT", f"v1/datasets/{digest}", file=path, headers=headers)
+        await self.request("PUT", f"v1/{kind}/{digest}", file=path, headers=headers)
 
     async def schema(self) -> dict[str, Any]:
         """JSON Schema of JobRequest and Report."""

@@ -22,9 +22,9 @@ from tests.service import stand_in
 from tests.service.specs import request
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
-BEYOND_SCHEMAS = ("POST /v1/jobs", "GET /v1/jobs", "PUT /v1/datasets/{sha256}")
+BEYOND_SCHEMAS = ("POST /v1/jobs", "GET /v1/jobs", "PUT /v1/datasets/{sha256}", "PUT /v1/checkpoints/{sha256}")
 """Where rules stand that JSON Schema cannot express: between fields of a spec, of an idempotency key and its first
-request, of a dataset and its digest, and that a cursor is one that a listing gave. There the check that valid data is
+request, of a file and its digest, and that a cursor is one that a listing gave. There the check that valid data is
 accepted may see 422 too, and ``refused_beyond_schema`` looks at each of them instead."""
 CONFIG = {
     "base-url": "http://127.0.0.1",  # where no keys are asked for, the service has no other name
@@ -48,6 +48,7 @@ REACHED = {
     "POST /v1/jobs/{job_id}:retry": {202, 404, 405, 409},
     "GET /v1/jobs/{job_id}/events": {200, 404, 405, 422},
     "PUT /v1/datasets/{sha256}": {200, 201, 405, 422},
+    "PUT /v1/checkpoints/{sha256}": {200, 201, 405, 422},
     "GET /v1/schema": {200, 405},
     "GET /livez": {200, 405},
     "GET /readyz": {200, 405},

@@ -72,7 +72,7 @@ class LiveService:
 
 @contextmanager
 def live_service(folder: Path) -> Iterator[LiveService]:
-    settings = Settings(data_dir=folder, max_dataset_bytes=100_000)
+    settings = Settings(data_dir=folder, max_dataset_bytes=1_000_000)
     store = open_store(settings)
     app = create_app(settings, store)
     config = uvicorn.Config(

@@ -32,7 +32,7 @@ def test_recommend(service: LiveService) -> None:
 
 
 def test_events_jobs_and_the_rest(service: LiveService, tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(200_000))
+    (tmp_path / "large").write_bytes(bytes(1_000_001))
 
     async def test(client: AsyncClient) -> None:
         job = await client.submit(SPEC)

@@ -139,12 +139,13 @@ def test_local_dataset_is_uploaded_once_named(service: LiveService, client: Clie
     job = client.submit(spec)
     assert job.info.request == parse_request({**spec, "data": {"kind": "dataset", "batch_size": 4, "sha256": digest}})
     assert client.upload_dataset(tmp_path / "set.safetensors") == digest
+    assert client.upload_checkpoint(tmp_path / "set.safetensors") == digest
     job.cancel()
 
 
 def test_dataset_over_the_limit(client: Client, tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(100_001))
-    with pytest.raises(TooLarge, match="100000 bytes"):
+    (tmp_path / "large").write_bytes(bytes(1_000_001))
+    with pytest.raises(TooLarge, match="1000000 bytes"):
         client.upload_dataset(tmp_path / "large")
 
 

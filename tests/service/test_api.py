@@ -312,6 +312,44 @@ def test_a_bad_dataset_leaves_nothing(api):
     assert sorted(api.settings.datasets_dir.iterdir()) == before
 
 
+def test_checkpoints_are_stored_once_and_used(api):
+    content = save({"input.weight": np.ones((3, 2), np.float32), "optimizer.state.input.weight.step": np.array(3.0)})
+    sha256 = hashlib.sha256(content).hexdigest()
+    asked = spec(kind="recommend", checkpoint={"sha256": sha256})
+    found = problem(api.http.post("/v1/jobs", json=asked), 422, "invalid-spec")
+    assert [(e.field, e.value) for e in found.errors] == [("checkpoint.sha256", sha256)]
+    assert [api.http.put(f"/v1/checkpoints/{sha256}", content=content).status_code for _ in range(2)] == [201, 200]
+    stored = api.store.datasets.of_kind("checkpoint")
+    assert b"".join(stored.read(stored.find(sha256))) == content
+    assert list(api.settings.datasets_dir.iterdir()) == []
+    posted = api.http.post("/v1/jobs", json=asked)
+    assert (posted.status_code, posted.json()["request"]["checkpoint"]) == (202, {"sha256": sha256})
+    api.store.cancel(posted.json()["id"])
+    as_dataset = spec(data={"kind": "dataset", "sha256": sha256, "batch_size": 8})
+    problem(api.http.post("/v1/jobs", json=as_dataset), 422, "invalid-spec")
+    found = problem(api.http.post("/v1/jobs", json={**asked, "kind": "measure"}), 422, "invalid-spec")
+    assert found.errors[0].field == "checkpoint"
+
+
+def test_a_bad_checkpoint_leaves_nothing(api):
+    before = sorted(api.settings.datasets_dir.iterdir())
+    for tensors, field in [
+        ({"a": np.full((8, 8), np.nan, np.float32)}, "checkpoint.a"),
+        ({"a": np.ones(3), "b": np.array(np.inf)}, "checkpoint.b"),
+        ({"a": np.ones(3, np.complex64)}, "checkpoint.a"),
+        ({}, "checkpoint"),
+        (None, "checkpoint"),
+    ]:
+        content = b"no tensors" if tensors is None else save(tensors)
+        sha256 = hashlib.sha256(content).hexdigest()
+        found = problem(api.http.put(f"/v1/checkpoints/{sha256}", content=content), 422, "invalid-spec")
+        assert [fault.field for fault in found.errors] == [field]
+    problem(api.http.put(f"/v1/checkpoints/{'0' * 64}", content=save({"a": np.ones(3)})), 422, "invalid-request")
+    content, sha256 = dataset(rows=20_000)
+    problem(api.http.put(f"/v1/checkpoints/{sha256}", content=content), 413, "too-large")
+    assert sorted(api.settings.datasets_dir.iterdir()) == before
+
+
 def test_the_same_dataset_at_the_same_time(api):
     content, sha256 = dataset(rows=9)
     barrier = threading.Barrier(4)

@@ -45,6 +45,20 @@ def test_a_dataset_is_read_as_it_was_written_by_its_tenant_alone(store):
     assert b"".join(other.read(other.find(sha256))) == data
 
 
+def test_the_same_bytes_may_be_a_dataset_and_a_checkpoint(store, clock):
+    data, sha256 = content()
+    datasets, checkpoints = store.datasets, store.datasets.of_kind("checkpoint")
+    assert datasets.add(sha256, "{}", io.BytesIO(data))
+    assert checkpoints.find(sha256) is None
+    assert checkpoints.add(sha256, "{}", io.BytesIO(data))
+    assert [s.find(sha256).kind for s in (datasets, checkpoints)] == ["dataset", "checkpoint"]
+    assert datasets.drop(datasets.find(sha256))
+    assert b"".join(checkpoints.read(checkpoints.find(sha256))) == data
+    clock.advance(32 * DAY_SECONDS)
+    assert store.prune_datasets(seconds=30 * DAY_SECONDS) == 1
+    assert checkpoints.find(sha256) is None
+
+
 def test_datasets_that_nobody_uses_are_deleted(store, clock):
     contents = [content(number) for number in range(4)]
     for data, sha256 in contents:

@@ -19,7 +19,13 @@ HTTP_PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
 OPEN = {"/", "/livez", "/readyz", "/v1/schema", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """What needs no key: nothing of it tells of jobs."""
-OF_NO_JOB = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("PUT", "/v1/datasets/{sha256}"), ("GET", "/metrics")}
+OF_NO_JOB = {
+    ("GET", "/v1/jobs"),
+    ("POST", "/v1/jobs"),
+    ("PUT", "/v1/datasets/{sha256}"),
+    ("PUT", "/v1/checkpoints/{sha256}"),
+    ("GET", "/metrics"),
+}
 """What needs a key and names no job; each has a test of its own. Whatever else there is must name one."""
 
 
@@ -115,21 +121,27 @@ def key(api, tenant, scopes=JOB_SCOPES, **limits):
     return {"Authorization": f"Bearer {api.store.keys.create(tenant, Grant(tenant, scopes, **limits))[1]}"}
 
 
-def test_datasets_are_apart(tenants):
+@pytest.mark.parametrize("kind", ["dataset", "checkpoint"])
+def test_files_are_apart(tenants, kind):
     content, sha256 = dataset()
-    with_dataset = spec(data={"kind": "dataset", "sha256": sha256, "batch_size": 8})
+    section = "data" if kind == "dataset" else "checkpoint"
+    named = {
+        "dataset": {"data": {"kind": "dataset", "sha256": sha256, "batch_size": 8}},
+        "checkpoint": {"checkpoint": {"sha256": sha256}, "kind": "recommend"},
+    }[kind]
 
     def put(name):
-        return tenants.http.put(f"/v1/datasets/{sha256}", content=content, headers=tenants.headers[name]).status_code
+        path, headers = f"/v1/{kind}s/{sha256}", tenants.headers[name]
+        return tenants.http.put(path, content=content, headers=headers).status_code
 
     def submit(name):
-        return tenants.http.post("/v1/jobs", json=with_dataset, headers=tenants.headers[name])
+        return tenants.http.post("/v1/jobs", json=spec(**named), headers=tenants.headers[name])
 
     unknown = problem(submit("bob"), 422, "invalid-spec")
     assert put("alice") == 201
     assert submit("alice").status_code == 202
     assert problem(submit("bob"), 422, "invalid-spec") == unknown  # not even that it exists
-    assert [error.field for error in unknown.errors] == ["data.sha256"]
+    assert [error.field for error in unknown.errors] == [f"{section}.sha256"]
     assert [put("bob"), put("bob")] == [201, 200]
     assert submit("bob").status_code == 202
 

@@ -103,7 +103,7 @@ def _check_tensor(file: Any, name: str) -> TensorInfo:
         raise _refuse(field, _numpy_name(dtype), f"dtype must be one of {allowed}")
     if not shape or 0 in shape:
         raise _refuse(field, list(shape), "must have at least one row, and no empty axis")
-    minimum, maximum = _range(rows, shape, field)
+    minimum, maximum = value_range(rows, shape, field)
     if dtype in INTEGERS and minimum < 0:
         raise _refuse(field, int(minimum), "tokens and labels must be ≥ 0")
     return TensorInfo(shape, (FLOATS | INTEGERS)[dtype], minimum, maximum)
@@ -113,7 +113,7 @@ def _numpy_name(dtype: str) -> str:
     return {"BF16": "bfloat16", "BOOL": "bool", "U64": "uint64"}.get(dtype, dtype)
 
 
-def _range(rows: Any, shape: tuple[int, ...], field: str) -> tuple[float, float]:
+def value_range(rows: Any, shape: tuple[int, ...], field: str) -> tuple[float, float]:
     """Smallest and largest entry; raises SpecError at the first that is not finite."""
     minimum, maximum = np.inf, -np.inf
     for start, chunk in _chunks(rows, shape):

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +41,7 @@ TINY = {
 
 @dataclass(frozen=True, eq=False)
 class SentDataset:
-    """A dataset on its way to the nodes; ``pieces`` refers to a list of references to its bytes.
+    """A dataset or checkpoint on its way to the nodes; ``pieces`` refers to a list of references to its bytes.
 
     A node that has it already fetches nothing.
     """
@@ -54,13 +54,16 @@ class SentDataset:
 
 @dataclass(frozen=True)
 class CellCall:
-    """What a task needs to know: the name of an Engine's module; request and finished ``inputs`` as JSON."""
+    """What a task needs to know: the name of an Engine's module; request and finished ``inputs`` as JSON.
+
+    ``files`` are those that the request names: ``dataset``, ``checkpoint``, as :meth:`Engine.run_cell` has them.
+    """
 
     engine: str
     request: str
     key: CellKey
     inputs: Mapping[CellKey, str]
-    dataset: SentDataset | None
+    files: Mapping[str, SentDataset]
     device: str | None
     threads: int
 
@@ -133,10 +136,9 @@ def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
     request = JobRequest.model_validate_json(call.request)
     engine = load_engine(call.engine)
     try:
-        with _local_file(call.dataset) as dataset:
-            cell = engine.run_cell(
-                request, call.key, call.inputs, dataset=dataset, listener=listener, device=call.device
-            )
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(_local_file(sent)) for name, sent in call.files.items()}
+            cell = engine.run_cell(request, call.key, call.inputs, **files, listener=listener, device=call.device)
     except (MeasurementError, SpecError) as error:
         return Item("failed", job_error(error).model_dump_json())
     finally:
@@ -146,11 +148,8 @@ def _run(call: CellCall, listener: Callable[[Any], None]) -> Item:
 
 
 @contextmanager
-def _local_file(dataset: SentDataset | None) -> Iterator[Path | None]:
-    """The dataset as a file of this node."""
-    if dataset is None:
-        yield None
-        return
+def _local_file(dataset: SentDataset) -> Iterator[Path]:
+    """The dataset or checkpoint as a file of this node."""
 
     def fetch() -> Iterator[bytes]:
         for piece in ray.get(dataset.pieces):
@@ -161,7 +160,7 @@ def _local_file(dataset: SentDataset | None) -> Iterator[Path | None]:
 
 
 def send_dataset(sha256: str, size: int, pieces: Iterable[bytes], cache_bytes: int) -> SentDataset:
-    """Give a dataset to the cluster piece by piece; it stays there as long as this, or a task that is given it."""
+    """Give a file to the cluster piece by piece; it stays there as long as this, or a task that is given it."""
     sent = [ray.put(np.frombuffer(piece, dtype=np.uint8)) for piece in pieces]
     return SentDataset(sha256, size, ray.put(sent), cache_bytes)
 
@@ -191,7 +190,7 @@ def warm_up(engine: str) -> int | None:
     """
     request = json.dumps(TINY)
     [key] = load_engine(engine).next_cells(JobRequest.model_validate_json(request), ())
-    call = CellCall(engine, request, key, inputs={}, dataset=None, device="cpu", threads=1)
+    call = CellCall(engine, request, key, inputs={}, files={}, device="cpu", threads=1)
     _run(call, lambda event: None)
     import torch
 

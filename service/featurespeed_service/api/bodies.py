@@ -65,7 +65,7 @@ def _text(body: bytearray) -> str:
         raise SpecError([FieldError(field="body", value=None, bound=bound)]) from None
 
 
-def dataset_body(request: Request, context: Ctx, access: Writing) -> AsyncIterator[bytes]:
+def file_body(request: Request, context: Ctx, access: Writing) -> AsyncIterator[bytes]:
     """The bytes of an upload, in pieces; reading them may raise BodyTooLarge and BodyTooSlow."""
     limit = context.settings.max_dataset_bytes
     return limited_body(request, limit, context.settings.body_seconds + limit / SLOWEST_BYTES_PER_SECOND)

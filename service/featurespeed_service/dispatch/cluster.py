@@ -13,7 +13,7 @@ import ray
 
 from featurespeed_service.dispatch.shares import Capacity, Node, Share
 from featurespeed_service.settings import Settings
-from featurespeed_service.store.datasets import StoredDataset
+from featurespeed_service.store.datasets import FileKind, StoredDataset
 from featurespeed_workers.ray_tasks import (
     CellCall,
     Item,
@@ -145,11 +145,16 @@ class Cluster:
         return len(ready) == len(references)
 
     def send(self, dataset: StoredDataset, pieces: Iterable[bytes]) -> SentDataset:
-        """Give a dataset to the cluster; it stays there as long as the answer does."""
+        """Give a file to the cluster; it stays there as long as the answer does."""
         return send_dataset(dataset.sha256, dataset.size, pieces, self._settings.dataset_cache_bytes)
 
     def submit(
-        self, share: Share, request: str, key: CellKey, inputs: Mapping[CellKey, str], dataset: SentDataset | None
+        self,
+        share: Share,
+        request: str,
+        key: CellKey,
+        inputs: Mapping[CellKey, str],
+        files: Mapping[FileKind, SentDataset],
     ) -> CellTask:
         """Start a cell; request and inputs, the finished cells that it is given, as JSON."""
         call = CellCall(
@@ -157,7 +162,7 @@ class Cluster:
             request=request,
             key=key,
             inputs=inputs,
-            dataset=dataset,
+            files={str(kind): sent for kind, sent in files.items()},
             device="cuda" if share.gpus else "cpu",
             threads=self._settings.threads,
         )

@@ -138,18 +138,19 @@ class Dispatcher:
 
     def _start(self, job: RunningJob, share: Share) -> None:
         try:
-            job.dataset = job.dataset or self._datasets.of(job.tenant, job.request)
+            if job.files is None:
+                job.files = self._datasets.of(job.tenant, job.request)
         except SpecError as error:
             self._fail(job, job_error(error))
             return
         except StoreUnavailable:
             raise
-        except Exception as error:  # a dataset with a piece missing, a full object store: this job's, not the others'
-            log.exception("no dataset", **said_of(job.lease))
+        except Exception as error:  # a file with a piece missing, a full object store: this job's, not the others'
+            log.exception("no dataset or checkpoint", **said_of(job.lease))
             self._fail(job, internal_error(job.lease, repr(error)))
             return
         key = job.next_cell()
-        task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.dataset)
+        task = self._cluster.submit(share, job.request_json, key, job.inputs_of(key), job.files)
         self._running[task] = job, time.monotonic()
         job.start(key, task)
 

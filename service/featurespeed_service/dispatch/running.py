@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 
 from pydantic import BaseModel
 
 from featurespeed.budget import memory_bytes
 from featurespeed.contract import JobError, Progress
 from featurespeed_service.dispatch.cluster import CellTask
+from featurespeed_service.store.datasets import FileKind
 from featurespeed_service.store.records import Claim, News
 from featurespeed_workers.ray_tasks import Item, SentDataset
 from featurespeed_workers.stages import CellKey, Engine
@@ -33,7 +35,7 @@ class RunningJob:
         self.memory_bytes = memory_bytes(self.request)
         self.unfit_since: float | None = None
         """Since when no node could hold its cells."""
-        self.dataset: SentDataset | None = None
+        self.files: Mapping[FileKind, SentDataset] | None = None
         """Sent to the cluster with the first cell that is submitted."""
         self.done = dict(claim.cells)
         self.tasks: dict[CellTask, CellKey] = {}

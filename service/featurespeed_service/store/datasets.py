@@ -1,4 +1,4 @@
-"""Uploaded datasets in the database, where every API and every dispatcher can read them.
+"""Uploaded datasets and checkpoints in the database, where every API and every dispatcher can read them.
 
 The content lies in chunks, each written in a transaction of its own, and the row that shows a dataset comes last: a
 large upload holds no lock for long, and one that is broken off shows nothing. What it leaves, or a dataset that is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from sqlalchemy import Select, delete, exists, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -26,12 +26,16 @@ DAY = DAY_SECONDS * 1_000_000
 ORPHAN_SECONDS = 3600.0
 """Chunks that are older than this and show no dataset belong to nobody."""
 
+FileKind = Literal["dataset", "checkpoint"]
+"""What an uploaded file is; the same bytes may be both."""
+
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A dataset that is stored completely; ``facts`` is JSON, what was found when it was checked."""
+    """A file that is stored completely; ``facts`` is JSON, what was found when it was checked."""
 
     tenant: str
+    kind: FileKind
     sha256: str
     size: int
     facts: str
@@ -40,11 +44,19 @@ class StoredDataset:
 
 
 class DatasetStore:
-    """The datasets of one tenant, by the SHA-256 of their content. Safe to call from several threads and processes."""
+    """The files of one kind of a tenant, by the SHA-256 of their content: datasets, unless :meth:`of_kind` is asked.
 
-    def __init__(self, database: Database, tenant: str | None = None) -> None:
+    Safe to call from several threads and processes.
+    """
+
+    def __init__(self, database: Database, tenant: str | None = None, kind: FileKind = "dataset") -> None:
         self._database = database
         self._tenant = tenant or LOCAL_TENANT
+        self.kind: FileKind = kind
+
+    def of_kind(self, kind: FileKind) -> DatasetStore:
+        """The same tenant's files of that kind."""
+        return DatasetStore(self._database, self._tenant, kind)
 
     def add(self, sha256: str, facts: str, content: BinaryIO) -> bool:
         """Store a file that has this SHA-256 and has passed its checks; whether it is new."""
@@ -58,7 +70,7 @@ class DatasetStore:
             with self._database.writing() as connection:
                 connection.execute(insert(dataset_chunks).values(values))
         now = self._database.clock()
-        row = StoredDataset(self._tenant, sha256, size, facts, upload, used_at=now)
+        row = StoredDataset(self._tenant, self.kind, sha256, size, facts, upload, used_at=now)
         try:
             with self._database.writing() as connection:
                 connection.execute(insert(datasets).values(created_at=now, **vars(row)))
@@ -68,7 +80,8 @@ class DatasetStore:
 
     def find(self, sha256: str) -> StoredDataset | None:
         """The dataset, without its content."""
-        query = _select().where(datasets.c.tenant == self._tenant, datasets.c.sha256 == sha256)
+        own = (datasets.c.tenant == self._tenant, datasets.c.kind == self.kind)
+        query = _select().where(*own, datasets.c.sha256 == sha256)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().one_or_none()
         return StoredDataset(**row) if row is not None else None
@@ -92,7 +105,7 @@ class DatasetStore:
             with self._database.reading() as connection:
                 piece = connection.execute(select(dataset_chunks.c.data).where(*of_upload)).scalar_one_or_none()
             if piece is None:
-                raise LookupError(f"dataset {dataset.sha256} of {dataset.tenant} has lost its piece {number}")
+                raise LookupError(f"{dataset.kind} {dataset.sha256} of {dataset.tenant} has lost its piece {number}")
             yield bytes(piece)
             left, number = left - len(piece), number + 1
 
@@ -103,7 +116,7 @@ class DatasetStore:
             return connection.execute(delete(datasets).where(*same)).rowcount > 0
 
     def unused(self, seconds: float, limit: int) -> list[StoredDataset]:
-        """Datasets of any tenant that nobody has used for so long and a day, and that no job waits for."""
+        """Files of any tenant and kind that nobody has used for so long and a day, and that no job waits for."""
         before = self._database.clock() - round(seconds * 1e6)
         waits = exists().where(
             jobs.c.tenant == datasets.c.tenant,

@@ -120,6 +120,7 @@ datasets = Table(
     "datasets",
     metadata,
     Column("tenant", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True, server_default="dataset"),  # or a checkpoint
     Column("sha256", String(64), primary_key=True),
     Column("size", BigInteger, nullable=False),  # bytes
     Column("facts", Text, nullable=False),  # what its checks found: JSON

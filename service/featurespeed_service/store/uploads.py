@@ -1,4 +1,4 @@
-"""From a file to a stored dataset: the check, and the uploads of before datasets lay in the database."""
+"""From a file to a stored dataset or checkpoint: the check, and the uploads of before datasets lay in the database."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from featurespeed.contract import SpecError
 from featurespeed_service.store.datasets import DatasetStore
+from featurespeed_workers.checkpoint_files import check_checkpoint
 from featurespeed_workers.dataset_files import DatasetInfo, check_dataset
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,18 @@ FACTS = TypeAdapter(DatasetInfo)
 
 
 def publish(store: DatasetStore, sha256: str, path: Path) -> bool:
-    """Check a file that has this SHA-256 and store it; whether it is new. Raises SpecError if it is no dataset."""
+    """Check a file that has this SHA-256 and store it; whether it is new. Raises SpecError if it is not of its kind."""
     if store.use(sha256) is not None:
         return False
-    facts = FACTS.dump_json(check_dataset(path)).decode()
+    facts = FACTS.dump_json(check_dataset(path)).decode() if store.kind == "dataset" else _checkpoint_facts(path)
     with path.open("rb") as content:
         return store.add(sha256, facts, content)
+
+
+def _checkpoint_facts(path: Path) -> str:
+    """Nothing but what a checkpoint's kind says: whether it fits an architecture, who builds that will see."""
+    check_checkpoint(path)
+    return "{}"
 
 
 def take_over(store: DatasetStore, directory: Path) -> None:

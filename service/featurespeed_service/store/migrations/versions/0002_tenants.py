@@ -48,6 +48,7 @@ def upgrade() -> None:
     op.create_table(
         "datasets",
         sa.Column("tenant", sa.String(64), primary_key=True),
+        sa.Column("kind", sa.String(16), primary_key=True, server_default="dataset"),
         sa.Column("sha256", sa.String(64), primary_key=True),
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("facts", sa.Text, nullable=False),
