@@ -120,6 +120,10 @@ class Service:
             case.query["cursor"] = self.store.page(limit=1).next_cursor
         elif case.operation.label == "POST /v1/jobs":
             case.body = written_out(case.body)
+            if where < 3:  # of many families, one that takes most kinds of data; nothing that names what is not there
+                unnamed = {"checkpoint", "initialization", "frozen", "learning_rates"}
+                kept = {name: value for name, value in case.body.items() if name not in unnamed}
+                case.body = kept | {"architecture": request().architecture.model_dump()}
 
 
 def written_out(value):
