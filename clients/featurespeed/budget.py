@@ -90,14 +90,15 @@ def estimate_memory(request: JobRequest) -> Memory:
 def stability_examples(request: JobRequest) -> int:
     """How many examples of a batch second derivatives are taken of at once; 0 if not asked for, or without room.
 
-    Room for the whole batch is needed where examples see each other.
+    Room for the whole batch is needed where examples see each other, and with dropout, whose mask is the batch's.
     """
     if not request.measures_stability:
         return 0
     size, batch = DTYPE_BYTES[request.measurement.dtype], request.data.batch_size
     allowed = max(batch * _measured(request.architecture) * size, SECOND_DERIVATIVE_BYTES)
     examples = min(batch, allowed // (_differentiated_twice(request.architecture) * size))
-    return 0 if examples < batch and request.architecture.couples_examples else examples
+    whole = request.architecture.couples_examples or request.architecture.has_dropout
+    return 0 if examples < batch and whole else examples
 
 
 def memory_bytes(request: JobRequest) -> int:

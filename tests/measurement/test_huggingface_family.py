@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featurespeed.budget import stability_examples
 from featurespeed.contract import parse_request
 from featurespeed_workers import measure
 from featurespeed_workers.architectures import base_initialize, build
@@ -217,3 +218,44 @@ def test_muon_has_the_matrices_and_adamw_what_else_there_is() -> None:
         assert len(muon) == matrices
         assert all(len(p.shape) == 2 for p in muon)
         assert {p.optimizer for p in found.parameters} == {"muon", "adamw"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "convnext"])
+def test_dropout_is_decided_by_the_seed(name: str) -> None:
+    """Whatever the global random state, which is left as it was; measured, trained and probed."""
+    given = spec(
+        name,
+        "recommend",
+        config=DROPOUT[name],
+        measurement={"seeds": [0], "steps": 3},
+        scaling={"refine": {"steps": 5, "seeds": 1}},
+        optimizer={"name": "sgd"},
+    )
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        found.append(answer(parse_request(given)).model_dump(exclude={"provenance"}))
+        assert torch.equal(before, torch.get_rng_state())
+    assert found[0] == found[1]
+
+
+def test_second_derivatives_with_dropout_are_of_the_whole_batch() -> None:
+    config = {"n_embd": 384, "n_layer": 6, "n_head": 12, "n_positions": 512}
+    document = spec("gpt2", config=config, measurement={"seeds": [0], "stability": True})
+    document["architecture"]["context_length"], document["data"]["batch_size"] = 512, 64
+    assert 0 < stability_examples(parse_request(document)) < 64
+    document["architecture"]["config"]["resid_pdrop"] = 0.1
+    assert stability_examples(parse_request(document)) == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "resnet"])
+def test_an_output_may_start_at_zero(name: str) -> None:
+    """τ after the first step, which the search measures there, is what was asked for; with dropout too."""
+    request = parse_request(spec(name, "recommend", config=DROPOUT.get(name, {}), scaling={"zero_output": True}))
+    advice = answer(request).recommendation
+    assert advice is not None
+    assert advice.relative_sensitivity == pytest.approx(0.35, rel=0.03)
+    output = advice.blocks[-1]
+    assert output.first_lr is not None
+    assert output.init_std == 0

@@ -21,6 +21,7 @@ from featurespeed_workers.comparison import default_curve
 from featurespeed_workers.data import Source
 from featurespeed_workers.listening import CellProgress, Listener, ignore, portion
 from featurespeed_workers.loss_curves import LossRecord
+from featurespeed_workers.passes import seeded
 from featurespeed_workers.recommendation import seed_scaling
 from featurespeed_workers.resuming import Resumed, resumed_cell
 from featurespeed_workers.rules.kept import keep_scales
@@ -48,17 +49,18 @@ def run_cell(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype: torch.dtype = getattr(torch, request.measurement.dtype)
-    listener(CellProgress(fraction=0.0, message="building the network"))
-    source = data.load(request, dataset=dataset, dtype=dtype, device=where)
-    if request.checkpoint is not None:
-        assert checkpoint is not None
-        return _resumed(request, seed, source, where, listener, checkpoint)
-    branch_scale = None
-    if wants_angle(request):
-        branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
-        request, listener = with_beta(request, branch_scale.beta), portion(listener, 0.6, 1.0)
-    cell = _computed(request, seed, source, where, listener, branch_scale)
-    return cell.model_copy(update={"branch_scale": branch_scale})
+    with seeded(seed, where):
+        listener(CellProgress(fraction=0.0, message="building the network"))
+        source = data.load(request, dataset=dataset, dtype=dtype, device=where)
+        if request.checkpoint is not None:
+            assert checkpoint is not None
+            return _resumed(request, seed, source, where, listener, checkpoint)
+        branch_scale = None
+        if wants_angle(request):
+            branch_scale = find_branch_scale(request, source, where, portion(listener, 0.0, 0.6))
+            request, listener = with_beta(request, branch_scale.beta), portion(listener, 0.6, 1.0)
+        cell = _computed(request, seed, source, where, listener, branch_scale)
+        return cell.model_copy(update={"branch_scale": branch_scale})
 
 
 def _computed(

@@ -40,6 +40,11 @@ def own_loss(outputs: Any, targets: Any = None) -> Tensor:
 
 
 def loss_function(name: Loss) -> LossFunction:
-    """The loss of a request: of a module's output, or of the first that it gives (the logits of ``transformers``)."""
+    """The loss of a request: of a module's output, or of the first of several."""
     loss = {"mse": mse, "cross_entropy": cross_entropy}[name]
-    return lambda outputs, targets: loss(outputs if isinstance(outputs, Tensor) else outputs[0], targets)
+    return lambda outputs, targets: loss(first_of(outputs), targets)
+
+
+def first_of(outputs: Any) -> Tensor:
+    """A module's output, or the first of several: the logits of a model of ``transformers``."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -109,6 +110,21 @@ def same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
                 torch.cuda.set_rng_state(accelerator, device)
 
         yield rewind
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A global random state that ``seed`` alone decides, for what a module draws when called; given back at the end.
+
+    Its stream is another than that from which the weights are drawn under the same seed.
+    """
+    stream = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    with same_randomness(device):
+        torch.default_generator.manual_seed(stream)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(stream)
+        yield
 
 
 CHUNK = 32_768

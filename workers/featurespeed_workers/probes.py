@@ -16,7 +16,7 @@ from featurespeed_workers.branch_scale import with_beta
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.listening import CellProgress, Listener, ignore
 from featurespeed_workers.measurement import Setting
-from featurespeed_workers.passes import Batch, Parameters, norm, same_randomness
+from featurespeed_workers.passes import Batch, Parameters, norm, same_randomness, seeded
 from featurespeed_workers.recommendation import SeedScaling
 from featurespeed_workers.refinement import Candidate, Probe, has_diverged, result
 from featurespeed_workers.rules.output_start import drawn_like
@@ -71,7 +71,8 @@ def run_probe_cell(
         lambda step: source.batch(cell.seed, FIRST_STEP + step),
         cell.seed,
     )
-    return run_probe(probed, candidate, refine.steps, listener)
+    with seeded(cell.seed, where):
+        return run_probe(probed, candidate, refine.steps, listener)
 
 
 def run_probe(probed: Probed, candidate: Candidate, steps: int, listener: Listener = ignore) -> Probe:

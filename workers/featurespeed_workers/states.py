@@ -71,7 +71,8 @@ def _stability(
         return None, ()
     if how.examples == 0:
         return None, (
-            "stability is not measured: no memory for the second derivatives of one example (batch norm: of all)",
+            "stability is not measured: no memory for the second derivatives of one example "
+            "(with batch norm or dropout: of all)",
         )
     try:
         return stability(setting, parameters, batch, measured, examples=how.examples), ()

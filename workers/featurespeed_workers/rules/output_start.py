@@ -19,9 +19,10 @@ from torch import Tensor
 
 from featurespeed_workers.capture import capture
 from featurespeed_workers.errors import MeasurementError
+from featurespeed_workers.losses import first_of
 from featurespeed_workers.measurement import Setting
 from featurespeed_workers.network import Block
-from featurespeed_workers.passes import Batch, Parameters, call, norm
+from featurespeed_workers.passes import Batch, Parameters, call, norm, same_randomness
 from featurespeed_workers.rules.forward import multiply
 
 State = tuple[Parameters, Batch]
@@ -159,5 +160,8 @@ def _output_change(
     setting: Setting, parameters: Mapping[str, Tensor], directions: Mapping[str, Tensor], batch: Batch
 ) -> float:
     """Rms by which a step of rate 1 changes the output, which is linear in the output block's matrices and bias."""
-    before, after = (call(setting.network, p, batch[0]) for p in (parameters, _stepped(parameters, directions, 1.0)))
+    with same_randomness(next(iter(parameters.values())).device) as rewind:
+        before = first_of(call(setting.network, parameters, batch[0]))
+        rewind()
+        after = first_of(call(setting.network, _stepped(parameters, directions, 1.0), batch[0]))
     return norm(after - before) / math.sqrt(after.numel())

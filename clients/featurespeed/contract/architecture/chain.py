@@ -52,6 +52,11 @@ class BlockChain:
         return False
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether it draws at random what it leaves out."""
+        return False
+
+    @property
     def signature(self) -> Signature:
         """Shapes of one example."""
         raise NotImplementedError

@@ -42,6 +42,11 @@ class HuggingFace(Model, BlockChain):
     task: str
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether a probability of dropping is positive."""
+        return any(value for name, value in self.config if "drop" in name)
+
+    @property
     def hidden_branches(self) -> int:
         """Number of residual branches of the whole network."""
         raise NotImplementedError
