@@ -46,6 +46,7 @@ from featurespeed_workers.resuming import Resumed, resumed_cell
 from featurespeed_workers.rules.fsc import fsc
 from featurespeed_workers.rules.kept import keep_scales
 from featurespeed_workers.seeds import Cell, assemble
+from featurespeed_workers.sharded import REASON
 
 Model = nn.Module | Network | Callable[[int], nn.Module | Network]
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -84,6 +85,9 @@ def measure(
     ``central_difference``, which the report then says), one of these, or the cheaper one-sided ``finite_difference``.
     ``stability``: measure how fast backward passes and gradients change, by a second derivative, at the cost of about
     four training steps.
+
+    Of a model that ``fully_shard`` has sharded over processes, all of these call with their parts of the batch, after
+    the backward pass, name the ``blocks``, and get the same report: that of the union of their batches.
 
     The model, its gradients and buffers, the optimizer and the global random state stay as they are, to the bit.
     Raises MeasurementError if the network cannot be measured, ValueError for arguments that do not fit the module.
@@ -152,6 +156,8 @@ def recommend(
     for seed in seeds:
         count = RECOMMENDATION_BATCHES + probing.batches
         network, drawn = _begun(model, batches, seed, blocks, branches, count, show=seed == seeds[0])
+        if network.mesh is not None:
+            raise ValueError(f"model: {REASON}; recommend needs them whole, before fully_shard")
         setting = _setting(network, loss, optimizer, method, own_rates=False)
         chosen = drawn[:RECOMMENDATION_BATCHES]
         weights = _weights(setting, contributions or {})

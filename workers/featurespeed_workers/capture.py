@@ -6,15 +6,20 @@ f_l and b_l have the shape of the block's output, batch and position axes includ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from featurespeed_workers import sharded
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.losses import LossFunction
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, cut_nodes, forward, under
 from featurespeed_workers.reuse import RecordedOutputs, Recording
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
 
     Raises MeasurementError where a feature, the loss or a gradient is not finite, naming the first layer concerned.
     """
+    if network.mesh is not None:
+        return _capture_sharded(network, network.mesh, parameters, batch, loss_function)
     inputs, targets = batch
     leaves = {name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()}
     trained = {name: p for name, p in leaves.items() if p.requires_grad}
@@ -70,6 +77,52 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
         )
 
     return under(network, leaves, action)
+
+
+def _capture_sharded(
+    network: Network, mesh: DeviceMesh, parameters: Parameters, batch: Batch, loss_function: LossFunction
+) -> Capture:
+    """As :func:`capture`, by FSDP's own backward pass. All processes raise the same error, or none would return."""
+    inputs, targets = batch
+    if not any(p.requires_grad for p in parameters.values()):
+        raise MeasurementError("nothing-trains", "no parameter requires a gradient: nothing moves")
+    features: list[Tensor] = []
+    versions: list[int] = []
+
+    def keep(_: int, output: Tensor) -> Tensor:
+        feature = output if output.requires_grad else output.detach().requires_grad_()
+        feature.retain_grad()
+        features.append(feature)
+        versions.append(feature._version)
+        return feature
+
+    def action(module: nn.Module) -> Capture:
+        with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
+            loss = loss_function(forward(module, inputs), targets)
+        whole = [sharded.over_ranks(f.detach(), mesh) for f in features]
+        mean = sharded.summed(loss.item(), whole[-1]) / mesh.size()
+        _check_features(network, features, versions, torch.tensor(mean))
+        found = sharded.gradients(module, loss)
+        if all(g is None for g in found.values()):
+            raise MeasurementError("nothing-trains", "FSDP gives no gradient; is set_requires_gradient_sync(False) on?")
+        return Capture(
+            loss=mean,
+            features=whole,
+            backward=[sharded.over_ranks(_grad(f) / mesh.size(), mesh) for f in features],
+            gradients={
+                name: torch.zeros_like(p) if (g := found[name]) is None else g
+                for name, p in parameters.items()
+                if p.requires_grad
+            },
+            recording=(),
+            precision=max({loss.dtype, *recorded.dtypes, *(f.dtype for f in features)}, key=_coarseness),
+        )
+
+    return under(network, parameters, action)
+
+
+def _grad(feature: Tensor) -> Tensor:
+    return torch.zeros_like(feature.detach()) if feature.grad is None else feature.grad
 
 
 def _coarseness(dtype: torch.dtype) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from featurespeed_workers.capture import Capture
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, norm
+from featurespeed_workers.sharded import like
 from featurespeed_workers.velocity import Moves, Visit
 
 
@@ -25,7 +26,8 @@ def finite_difference(
     stepped = {
         name: moves[name].times(h).add_(p.detach()) if name in moves else p.detach() for name, p in parameters.items()
     }
-    with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, f - captured.features[i], 1 / h)):
+    at = captured.features
+    with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, like(at[i], f) - at[i], 1 / h)):
         call(network, stepped, batch[0])
 
 
@@ -51,7 +53,7 @@ def central_difference(
         with cut_nodes(network, lambda _, f: ahead.append(f)):
             call(network, _stepped(parameters, moves, h), batch[0])
         rewind()
-        with cut_nodes(network, lambda i, f: visit(i, ahead[i] - f, 1 / (2 * h))):
+        with cut_nodes(network, lambda i, f: visit(i, like(captured.features[i], ahead[i] - f), 1 / (2 * h))):
             call(network, _stepped(parameters, moves, -h), batch[0])
 
 

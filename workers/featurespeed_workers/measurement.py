@@ -21,6 +21,7 @@ from featurespeed_workers.losses import LossFunction
 from featurespeed_workers.methods import by_first_that_works
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, inner, norm, same_randomness
+from featurespeed_workers.sharded import is_sharded, like, local
 
 RuleOf = Callable[[str], UpdateRule]
 StateOf = Callable[[str], State]
@@ -164,11 +165,20 @@ class _Update:
 def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -> _Update:
     """Takes the gradient out of ``captured``, so that its memory serves for the next parameter's direction."""
     gradient = captured.gradients.pop(name)
-    direction = setting.rule(name).direction(parameter.detach(), gradient, setting.state(name))
+    direction = _direction(setting.rule(name), parameter.detach(), gradient, setting.state(name))
     size = norm(gradient)
     contribution = size**2 if direction is gradient else inner(gradient, direction)
     epsilon = torch.finfo(gradient.dtype).eps
     return _Update(direction, size, Slope(contribution, formula.rms(size, max(1, gradient.numel())), epsilon))
+
+
+def _direction(rule: UpdateRule, parameter: Tensor, gradient: Tensor, state: State) -> Tensor:
+    if not is_sharded(gradient):
+        return rule.direction(parameter, gradient, state)
+    if rule.name == "muon":
+        raise ValueError("optimizer: muon's step is not one of shards; measure the model before it is sharded")
+    parts = {key: local(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+    return like(gradient, rule.direction(local(parameter), local(gradient), parts))
 
 
 def _speed_unit(updates: Mapping[str, _Update], etas: Mapping[str, float]) -> float:
@@ -185,11 +195,12 @@ def _speed_unit(updates: Mapping[str, _Update], etas: Mapping[str, float]) -> fl
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return local(tensor).untyped_storage().data_ptr()
 
 
 def _shared_storage(tensors: Sequence[Tensor]) -> set[int]:
     """The memory that several of the tensors use, or of which a tensor is a view: autograd returns such gradients."""
+    tensors = [local(t) for t in tensors]
     uses = Counter(_storage(t) for t in tensors)
     views = {_storage(t) for t in tensors if t.untyped_storage().nbytes() != t.numel() * t.element_size()}
     return views | {storage for storage, count in uses.items() if count > 1}

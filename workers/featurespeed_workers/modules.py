@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from featurespeed_workers import sharded
 from featurespeed_workers.eager import as_given_to_compile
 from featurespeed_workers.found_blocks import UNTIE
 from featurespeed_workers.found_blocks import blocks as found_blocks
-from featurespeed_workers.network import Block, Network, Scalable, check_module
+from featurespeed_workers.network import Block, Fallback, Network, Scalable, check_module
 from featurespeed_workers.passes import Inputs
 
 Blocks = Sequence[str] | Mapping[str, Sequence[str]]
@@ -38,6 +39,7 @@ def network_of(
     """
     module = as_given_to_compile(module)
     check_module(module)
+    mesh = sharded.mesh_of(module)
     if blocks is None and inputs is not None:
         blocks = found_blocks(module, inputs)
     chosen = _owned(module, blocks)
@@ -58,6 +60,8 @@ def network_of(
             Block(name, name, tuple(parameters[name]), _scalables(name, parameters[name], matrices, branches, target))
             for name in chosen
         ),
+        fallback=Fallback() if mesh is None else Fallback("central_difference", sharded.REASON, settled=True),
+        mesh=mesh,
     )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from featurespeed.contract.request import Method
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Network:
     """Root mean square of every tensor in the default initialization of what was built; empty for a module of the
     user's, whose own weights are its default."""
     fallback: Fallback = field(default_factory=Fallback, compare=False, repr=False)
+    mesh: DeviceMesh | None = None
+    """The processes over which the parameters are sharded, each with its part of the batch: see ``sharded.py``."""
 
 
 def check_module(module: nn.Module) -> None:

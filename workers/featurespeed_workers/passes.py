@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featurespeed_workers import sharded
 from featurespeed_workers.eager import as_written
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.network import Network
@@ -41,6 +42,9 @@ def under(network: Network, parameters: Parameters, action: Callable[[nn.Module]
 
     A backward pass belongs inside the action: gradient checkpointing runs parts of the forward pass again.
     """
+    if network.mesh is not None:
+        with as_written():
+            return sharded.under(network.module, parameters, action)
     buffers = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
     swapped = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
     with as_written():
@@ -132,7 +136,12 @@ CHUNK = 32_768
 
 
 def norm(x: Tensor) -> float:
-    """‖x‖_2, accumulated in float32 by chunks; in float64 where squares leave the range of float32."""
+    """‖x‖_2, accumulated in float32 by chunks; in float64 where squares leave the range of float32.
+
+    Of what is sharded over processes, the norm of the whole.
+    """
+    if sharded.is_sharded(x):
+        return math.sqrt(sharded.summed(norm(sharded.local(x)) ** 2, x))
     x = x.detach()
     precision = torch.promote_types(x.dtype, torch.float32)
     found = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=precision)) for part in _chunks(x)))
@@ -146,6 +155,8 @@ def rms_by_name(module: nn.Module) -> dict[str, float]:
 
 def inner(x: Tensor, y: Tensor) -> float:
     """⟨x, y⟩ over all coordinates, accumulated as :func:`norm` is."""
+    if sharded.is_sharded(x):
+        return sharded.summed(inner(sharded.local(x), sharded.local(y)), x)
     if x.dtype in (torch.bfloat16, torch.float16):
         x, y = x.float(), y.float()
     found = math.fsum(float(torch.dot(a, b)) for a, b in zip(_chunks(x), _chunks(y), strict=True))

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from featurespeed_workers import formula
+from featurespeed_workers import formula, sharded
 from featurespeed_workers.balance import rate_of
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.measurement import Setting, StateMeasurement
@@ -55,6 +55,8 @@ def stability(
     ``examples`` at a time are differentiated, where examples do not see each other (no batch norm, no dropout).
     ``None`` if the loss does not decay. Raises RuntimeError for an operator without a second derivative.
     """
+    if setting.network.mesh is not None:
+        raise RuntimeError(f"{sharded.REASON}, and cannot be differentiated twice")
     if not measured.loss_decay > 0:
         return None
     device = next(iter(parameters.values())).device

@@ -15,6 +15,7 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from featurespeed_workers import sharded
 from featurespeed_workers.capture import Capture
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, forward, under
@@ -74,6 +75,8 @@ def double_backward(
 
     g(v) = Σ_l (∂f_l/∂w)ᵀ v_l is linear in v, so that ∂⟨g(v), ẇ⟩/∂v_l = (∂f_l/∂w) ẇ = ḟ_l at any v: of all l at once.
     """
+    if network.mesh is not None:
+        raise NoRuleError(f"{sharded.REASON}, and cannot be differentiated twice")
     leaves = {name: p.detach().requires_grad_(name in moves) for name, p in parameters.items()}
     nodes: list[Tensor] = []
 

@@ -176,5 +176,5 @@ def _local(model: nn.Module) -> nn.Module:
                 raise ValueError(f"model: {name or 'it'} is a SyncBatchNorm, which waits for the other processes")
         for name, parameter in model.named_parameters():
             if type(parameter).__name__ == "DTensor":
-                raise ValueError(f"model: parameter {name!r} is sharded over processes; measure before it is sharded")
+                raise ValueError(f"model: parameter {name!r} is sharded over processes; call measure in all of them")
     return model
