@@ -22,6 +22,15 @@ from featurespeed_workers.dataset_files import check_dataset, check_fits, read_d
 
 Tensors = dict[str, NDArray[Any]]
 MLP = {"family": "mlp", "input_dim": 3, "width": 8, "depth": 3, "output_dim": 4}
+FLATTENED = {
+    "family": "graph",
+    "input": {"vocab_size": 10, "length": 6},
+    "layers": [
+        {"layer": "embedding", "name": "tokens", "width": 2},
+        {"layer": "flatten", "name": "flat"},
+        {"layer": "linear", "name": "head", "width": 3},
+    ],
+}
 LANGUAGE = {"family": "transformer", "layers": 1, "width": 8, "heads": 2, "vocab_size": 10, "context_length": 5}
 IMAGE = {"height": 4, "width": 6, "channels": 2, "patch": 2}
 VISION = {"family": "transformer", "layers": 1, "width": 8, "heads": 2, "image": IMAGE, "output_dim": 4}
@@ -141,6 +150,7 @@ def test_bad_files(tmp_path: Path, tensors: Tensors, field: str, value: Any, bou
         (vectors(targets=np.ones((6, 1), dtype=int)), (MLP,), "dataset.targets", [6, 1], "(6,)"),
         (vectors(), (MLP, "cross_entropy", 7), "data.batch_size", 7, "at most 6"),
         (tokens(), ({**LANGUAGE, "vocab_size": 9},), "dataset.inputs", 9, "below vocab_size 9"),
+        (tokens(), (FLATTENED,), "dataset.inputs", [4, 5], "(N, 6): this network takes no shorter ones"),
         (tokens(), ({**LANGUAGE, "context_length": 4},), "dataset.inputs", [4, 5], "context_length 4"),
         (tokens(inputs=np.ones((4, 5))), (LANGUAGE,), "dataset.inputs", "float64", "takes tokens"),
         (tokens(targets=np.zeros(4, dtype=int)), (LANGUAGE,), "dataset.targets", [4], "(4, 5)"),

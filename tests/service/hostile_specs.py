@@ -27,6 +27,7 @@ def specs():
     yield from texts()
     yield from structures()
     yield from budgets()
+    yield from graphs()
 
 
 def numbers():
@@ -80,7 +81,7 @@ def structures():
     yield "twice within", changed("architecture.width", '16, "width": 32')
     yield "twice in a map", changed("initialization", '{"input": 1, "input": 2}')
     yield "twice, often", changed("frozen", ", ".join(['[], "frozen": []'] * 15_000))
-    for count in (4_000, 12_900, 100_000):
+    for count in (4_000, 32_900, 100_000):
         for path, item in [("measurement.seeds", "0"), ("measurement.seeds", '"a"'), ("frozen", '"x"')]:
             yield f"{count} {path} {item}", changed(path, f"[{', '.join([item] * count)}]")
         yield f"{count} keys", changed("unknown", ", ".join(["0", *(f'"k{i}": 0' for i in range(count))]))
@@ -113,3 +114,19 @@ def budgets():
     yield "no rate", deep(learning_rates=dict.fromkeys(NAMES[:-2], 0.123456789))
     yield "unknown block", deep(initialization=dict.fromkeys([*NAMES[:-1], "x"], 0.123456789))
     yield "too many blocks", deep(frozen=[*NAMES, *NAMES])
+
+
+def graphs():
+    """Lists of as many layers as there may be."""
+    line = [{"layer": "linear", "name": f"l{i}", "width": 4} for i in range(4096)]
+    twice = [{"layer": "concat", "name": f"c{i}", "inputs": [f"c{i - 1}" if i else "input"] * 4} for i in range(4096)]
+    for name, layers in {
+        "a cycle of thousands": [{**line[0], "input": "l4095"}, *line[1:]],
+        "a layer too many": [*line, {**line[0], "name": "last"}],
+        "one name": [line[0]] * 4096,
+        "no kind": [{"name": "x"}] * 4096,
+        "numbers without end": twice,
+        "nobody takes them": [{**layer, "input": "input"} for layer in line],
+    }.items():
+        network = {"family": "graph", "input": {"shape": [4]}, "layers": layers}
+        yield name, json.dumps(spec(architecture=network)).encode()

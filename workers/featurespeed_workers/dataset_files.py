@@ -153,7 +153,7 @@ def check_fits(info: DatasetInfo, request: JobRequest) -> None:
 def _check_inputs(inputs: TensorInfo, takes: Signature) -> None:
     field = "dataset.inputs"
     if takes.vocab_size is not None:
-        _check_tokens(inputs, takes.inputs[0], takes.vocab_size)
+        _check_tokens(inputs, takes.inputs[0], takes.vocab_size, fixed=takes.fixed_length)
         return
     if inputs.is_integer:
         raise _refuse(field, inputs.dtype, "dtype must be float16, float32 or float64: this network takes no tokens")
@@ -163,12 +163,14 @@ def _check_inputs(inputs: TensorInfo, takes: Signature) -> None:
         raise _refuse(field, list(inputs.shape), f"shape must be {expected} to fit the architecture")
 
 
-def _check_tokens(inputs: TensorInfo, context: int, vocab_size: int) -> None:
+def _check_tokens(inputs: TensorInfo, context: int, vocab_size: int, *, fixed: bool) -> None:
     field = "dataset.inputs"
     if not inputs.is_integer:
         raise _refuse(field, inputs.dtype, "dtype must be an integer: this network takes tokens")
     if len(inputs.shape) != 2 or inputs.shape[1] > context:
         raise _refuse(field, list(inputs.shape), f"shape must be (N, T), T at most context_length {context}")
+    if fixed and inputs.shape[1] != context:
+        raise _refuse(field, list(inputs.shape), f"shape must be (N, {context}): this network takes no shorter ones")
     if inputs.maximum >= vocab_size:
         raise _refuse(field, int(inputs.maximum), f"tokens must be below vocab_size {vocab_size}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from featurespeed.contract.architecture import (
@@ -46,8 +47,8 @@ def _check_data(request: JobRequest) -> None:
 def _check_digits(takes: Signature) -> None:
     """An image of 8 × 8, or its 64 coordinates."""
     field = f"architecture.{takes.inputs_field}"
-    if len(takes.inputs) == 1 and takes.inputs != (64,):
-        raise ValueError(f"{field}: digits have 64 coordinates, not {takes.inputs[0]}")
+    if len(takes.inputs) < 3 and math.prod(takes.inputs) != 64:
+        raise ValueError(f"{field}: digits have 64 coordinates, not {math.prod(takes.inputs)}")
     if len(takes.inputs) == 3 and takes.inputs != (1, 8, 8):
         channels, height, width = takes.inputs
         raise ValueError(f"{field}: digits are 8 × 8 × 1, not {height} × {width} × {channels}")

@@ -25,7 +25,7 @@ _UNION_MEMBERS = {
 }
 _MAP_KEY = "[key]"  # in a path, after a key that is not allowed
 _SHOULD_BE = re.compile(r"^Input should be (?=a valid |an object|'balanced')")
-_OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
+_OWN_FIELD = re.compile(r"^([a-z_]+(?:\.[a-z_0-9]+)*): ")
 
 
 MOST_ERRORS = 20
@@ -115,8 +115,7 @@ def _field_error(item: ErrorDetails) -> tuple[tuple[str, ...], FieldError]:
     loc, value = item["loc"], item.get("input")
     message = item["msg"].removeprefix("Value error, ")
     unsaid = {*_UNION_MEMBERS, _MAP_KEY}
-    tags = 0 if loc[:1] == () or loc[0] not in _TAGGED_UNIONS else 2 if loc[1:2] == ("huggingface",) else 1
-    parts = [str(p) for i, p in enumerate(loc) if not 0 < i <= tags and p not in unsaid]
+    parts = [str(p) for i, p in enumerate(loc) if not _is_tag(loc, i) and p not in unsaid]
     if item["type"] == "missing":
         value = None
     if item["type"].startswith("union_tag"):
@@ -138,13 +137,23 @@ def _field_error(item: ErrorDetails) -> tuple[tuple[str, ...], FieldError]:
     return tuple(parts), FieldError(field=field, value=value, bound=message)
 
 
+def _is_tag(loc: tuple[int | str, ...], i: int) -> bool:
+    """Whether part i of a path says which member of a union is meant, as in ``architecture.graph.layers.0.conv``."""
+    if loc[:2] == ("architecture", "huggingface"):
+        return i in (1, 2)
+    return (i == 1 and loc[0] in _TAGGED_UNIONS) or (i == 4 and loc[:3] == ("architecture", "graph", "layers"))
+
+
 def _key(part: str) -> str:
     return part if len(part) <= LONGEST_KEY else part[: LONGEST_KEY - 1] + "…"
 
 
 def _inner(value: Any, path: str) -> Any:
     for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
+        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
             return None
-        value = value[key]
     return value

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from featurespeed.contract import Architecture, ConvNet, Mlp, ResNet, Transformer
+from featurespeed.contract import Architecture, ConvNet, Graph, Mlp, ResNet, Transformer
 from featurespeed.contract.architecture import HuggingFaceModel
 from featurespeed_workers.architectures.convnet import convnet
+from featurespeed_workers.architectures.graph import graph_network
 from featurespeed_workers.architectures.huggingface import huggingface_network
 from featurespeed_workers.architectures.mlp import mlp_network
 from featurespeed_workers.architectures.resnet import resnet_network
@@ -23,6 +24,7 @@ __all__ = ["base_initialize", "build"]
 
 _BUILDERS: Mapping[type, Callable[[Any], Network]] = {
     ConvNet: convnet,
+    Graph: graph_network,
     Mlp: mlp_network,
     ResNet: resnet_network,
     Transformer: transformer_network,

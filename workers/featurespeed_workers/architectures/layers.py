@@ -89,10 +89,18 @@ def base_stds(module: nn.Module) -> dict[str, float]:
         elif isinstance(part, nn.Conv2d):
             stds[f"{prefix}weight"] = 1 / math.sqrt(part.weight[0].numel())
         elif isinstance(part, nn.Embedding):
-            stds[f"{prefix}weight"] = 1.0
+            stds[f"{prefix}weight"] = POSITION_STD if isinstance(part, Position) else 1.0
         if isinstance(getattr(part, "position", None), nn.Parameter):
             stds[f"{prefix}position"] = POSITION_STD
     return stds
+
+
+class Position(nn.Embedding):
+    """``f`` plus a learned vector of each position."""
+
+    def forward(self, f: Tensor) -> Tensor:
+        """(batch, positions, width) → the same; fewer positions than there are vectors will do."""
+        return f + self.weight[: f.shape[1]]
 
 
 class PreLinear(nn.Linear):

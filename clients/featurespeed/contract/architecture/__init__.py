@@ -12,6 +12,7 @@ from pydantic import Field
 
 from featurespeed.contract.architecture.chain import Activation, Image, Norm, Signature
 from featurespeed.contract.architecture.convnet import ConvNet, ImageNorm
+from featurespeed.contract.architecture.graph import Graph
 from featurespeed.contract.architecture.huggingface import HuggingFace, HuggingFaceModel
 from featurespeed.contract.architecture.mlp import Mlp
 from featurespeed.contract.architecture.resnet import DepthPower, ResNet, TargetAngle
@@ -22,6 +23,7 @@ __all__ = [
     "Architecture",
     "ConvNet",
     "DepthPower",
+    "Graph",
     "HuggingFace",
     "HuggingFaceModel",
     "Image",
@@ -43,6 +45,6 @@ def _simple_mapping(schema: dict[str, Any]) -> None:
 
 
 Architecture = Annotated[
-    Mlp | ResNet | Transformer | ConvNet | HuggingFaceModel,
+    Mlp | ResNet | Transformer | ConvNet | Graph | HuggingFaceModel,
     Field(discriminator="family", json_schema_extra=_simple_mapping),
 ]

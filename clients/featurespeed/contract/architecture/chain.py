@@ -28,6 +28,8 @@ class Signature:
     """Whether every position has a target of its own."""
     inputs_field: str = "input_dim"
     outputs_field: str = "output_dim"
+    fixed_length: bool = False
+    """Whether all sequences of tokens must be as long as ``inputs`` says, not shorter."""
 
 
 class BlockChain:
