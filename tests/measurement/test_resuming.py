@@ -15,6 +15,7 @@ from featurespeed_workers import MeasurementError, load_checkpoint, measure, rec
 from tests.measurement.identity import same
 
 BLOCKS = {"1": ["0"], "3": [], "5": []}
+EVEN = {"input": 1.0, "hidden": 1.0, "output": 1.0}
 SHARES = {"1": 1 / 3, "3": 1 / 3, "5": 1 / 3}  # one hidden block: 1 : √1 : 1
 
 
@@ -293,9 +294,31 @@ def test_frozen_blocks_and_states_of_some(tmp_path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", model, optimizers)
     report = recommend(model, four(), optimizer=optimizers, blocks=BLOCKS, checkpoint=tmp_path / "a.safetensors")
     assert [layer.contribution.mean > 0 for layer in report.measurements[0].layers] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_a_parameter_without_state_takes_a_first_step_as_torchs_does(kind, tmp_path) -> None:
+    model, optimizers = trained(kind)
     del optimizers[0].state[model[5].bias]
-    with pytest.raises(ValueError, match=r"optimizer: has no state of '5\.bias'"):
-        recommend(model, four(), optimizer=optimizers, blocks=BLOCKS, checkpoint=True)
+    batch = four()[:1]
+    report = recommend(
+        model, batch, optimizer=optimizers, blocks=BLOCKS, checkpoint=True, granularity="tensor", contributions=EVEN
+    )
+    [doubt] = [warning for warning in report.warnings if "no state" in warning]
+    assert "no state of '5.bias', but of others" in doubt
+    save_checkpoint(tmp_path / "a.safetensors", model, optimizers)
+    again = recommend(
+        model, batch, optimizer=optimizers, blocks=BLOCKS, checkpoint=tmp_path / "a.safetensors", granularity="tensor",
+        contributions=EVEN,
+    )  # fmt: skip
+    assert again.recommendation == report.recommendation
+    twin, (own,) = copy.deepcopy((model, optimizers))
+    step(twin, [own], batch[0])
+    moved = twin[5].bias.detach() - model[5].bias.detach()  # at the optimizer's own rate
+    gradient = torch.autograd.grad(loss_of(model, batch[0]), model[5].bias)[0]
+    unit = -float((gradient * moved).sum()) / own.param_groups[0]["lr"]
+    rate = next(p.lr for p in report.recommendation.parameters if p.name == "5.bias")
+    assert rate * unit / report.recommendation.master_lr == pytest.approx(1 / 6, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -103,15 +103,13 @@ def read_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> SavedStat
 def check_state(saved: SavedState, model: nn.Module, keeps: Callable[[str], Sequence[str]]) -> None:
     """Raise SpecError unless the state is that of an optimizer which ``keeps`` these quantities of a parameter.
 
-    Each parameter that trains has all of them, and no others; or none has any: the optimizer then begins anew.
+    A parameter that trains has all of them and no others; or nothing, as before its first gradient.
     """
-    if not saved.state:
-        return
     faults = []
     for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
         wanted, found = keeps(name), saved.state.get(name, {})
+        if not found or not p.requires_grad:
+            continue
         what = f"the optimizer keeps {' and '.join(wanted) or 'nothing'} of this parameter"
         faults += [_fault(f"{STATE}{name}.{q}", list(t.shape), what) for q, t in found.items() if q not in wanted]
         bound = "tensor required, of shape {}: " + what

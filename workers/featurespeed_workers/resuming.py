@@ -43,7 +43,7 @@ class Resumed:
     def of(cls, setting: Setting, learning_rates: Mapping[str, float]) -> Self:
         """From what runs. An optimizer without state begins anew: the step is then the one to which it settles.
 
-        Raises ValueError if some parameters have a state and others, which train too, do not.
+        Where it has that of other parameters, one without has had no gradient yet: its step is a first one, as torch's.
         """
         parameters = setting.network.module.named_parameters()
         kept = [name for name, p in parameters if p.requires_grad and setting.rule(name).keeps]
@@ -51,7 +51,9 @@ class Resumed:
         if not without:
             return cls(setting, learning_rates)
         if len(without) < len(kept):
-            raise ValueError(f"optimizer: has no state of {without[0]!r}, but of others; let it take a step first")
+            others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+            doubt = f"the optimizer has no state of {without[0]!r}{others}, but of others: its step is a first one"
+            return cls(setting, learning_rates, (doubt,))
         doubt = "the optimizer has no state: rates are for one that begins anew, with a warm-up"
         return cls(setting.sustained(), learning_rates, (doubt,))
 
