@@ -14,7 +14,7 @@ case $role in
 esac
 if [ "$role" = worker ]; then
     install --index-url "${TORCH_INDEX_URL:-https://download.pytorch.org/whl/cpu}" --no-deps torch
-    install "$source[cli,service,telemetry,workers]"
+    install "$source[cli,huggingface,service,telemetry,workers]"
 else
     install "$source[cli,service,telemetry]"
 fi
