@@ -19,6 +19,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# without its dependencies: it asks for torchvision and pandas, which the parts that we compare with never import
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mup
+	# for the one file of axe in it; what drives a browser is ours
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps axe-playwright-python
 	@touch $@
 
 demo: install  ## start the service, ask it for examples/transformer.yaml, print the answer, stop

@@ -1,6 +1,8 @@
 """The HTTP interface over a real server; the test plays the dispatcher on the store."""
 
 import hashlib
+import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +13,9 @@ import pytest
 from httpx_sse import EventSource
 from safetensors.numpy import save
 
-from featurespeed.contract import Job, JobError, JobPage, JobRequest, Problem, Progress, Report
+from featurespeed.contract import Job, JobError, JobPage, JobRequest, Problem, Progress, Report, parse_request
 from featurespeed_service.store.jobs import SqlJobStore
+from featurespeed_service.web.assets import content
 from tests.service.specs import request, spec
 from tests.service.sse import read_events
 
@@ -394,4 +397,20 @@ def test_the_page_stands_alone(api):
     answer = api.http.get("/")
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "script-src 'self';" in answer.headers["content-security-policy"]
     assert "://" not in answer.text  # nothing from elsewhere
+    assert "<script>" not in answer.text
+    named = set(re.findall(r'(?:src|href)="(static/[^"]+)"', answer.text))
+    for path in (*named, "static/plotly.js", "static/examples.json"):
+        file = api.http.get(f"/{path}")
+        assert file.status_code == 200
+        assert file.headers["x-content-type-options"] == "nosniff"
+        again = api.http.get(f"/{path}", headers={"If-None-Match": file.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    for path in ("/static/nothing.js", "/static/..%2Fassets.py", "/static/assets.py"):
+        problem(api.http.get(path), 404, "not-found")
+
+
+def test_examples_to_start_from_are_accepted():
+    for name, document in json.loads(content("examples.json")[0]).items():
+        assert parse_request(document).kind in ("recommend", "measure"), name

@@ -88,7 +88,17 @@ def anyio_backend():
 
 def test_head_is_get_without_a_body(api):
     job = api.http.post("/v1/jobs", json=spec()).json()["id"]
-    for path in ("/livez", "/v1/jobs", f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", "/metrics", "/", "/v1/jobs/nobody"):
+    for path in (
+        "/livez",
+        "/v1/jobs",
+        f"/v1/jobs/{job}",
+        f"/v1/jobs/{job}/events",
+        "/metrics",
+        "/",
+        "/static/main.js",
+        "/v1/events",
+        "/v1/jobs/nobody",
+    ):
         head = api.http.head(path)
         assert (head.content, bool(head.headers["x-request-id"])) == (b"", True)
         with api.http.stream("GET", path) as get:

@@ -13,12 +13,20 @@ import pytest
 from featurespeed.contract import Progress
 from featurespeed_service.store.keys import Grant, parse_token
 from tests.client.reports import report
+from tests.figures.made_up import curves
+from tests.figures.made_up import report as made_up
 from tests.service.browser import Browser, Unavailable, chromium
 from tests.service.conftest import Api
 from tests.service.service_process import wait_until
+from tests.service.specs import request
 from tests.service.test_api import claimed
 
-LISTED = "document.querySelectorAll('#jobs tr.link').length"
+LISTED = "document.querySelectorAll('tr[data-job]').length"
+TEXT = "document.getElementById('main').innerText"
+
+
+def text_of(id):
+    return f"(document.getElementById('{id}')?.innerText ?? '')"
 
 
 class Recorder:
@@ -84,46 +92,57 @@ def picture(browser, name):
 
 
 def log_in(browser, key):
-    browser.evaluate(f"$('key').value = {json.dumps(key)}; $('login').requestSubmit()")
+    browser.evaluate(f"document.getElementById('key').value = {json.dumps(key)}; document.forms.login.requestSubmit()")
+
+
+def open_page(browser, api, path=""):
+    browser.call("Page.navigate", url="about:blank")  # else a change of the fragment alone loads nothing
+    browser.call("Page.navigate", url=f"{str(api.http.base_url).rstrip('/')}/{path}")
 
 
 def test_with_a_key(guarded_api, browser, tmp_path):
     api, store = guarded_api, guarded_api.store.of_tenant("alice")
     made, token = api.store.keys.create("alice", Grant("alice"))
-    browser.call("Page.navigate", url=str(api.http.base_url))
-    browser.until("!$('login').hidden && $('work').hidden")
+    open_page(browser, api)
+    browser.until("!!document.forms.login")
     picture(browser, "asks")
     log_in(browser, "nonsense")
-    browser.until("$('unwanted').textContent.includes('fsk_')")
+    browser.until(f"{TEXT}.includes('has the form fsk_')")
     log_in(browser, token[:-1] + ("0" if token[-1] != "0" else "1"))
-    browser.until("$('unwanted').textContent.includes('unknown, wrong or revoked') && !sessionStorage.length")
+    browser.until(f"{TEXT}.includes('unknown, wrong or revoked') && !sessionStorage.length")
     log_in(browser, token)
-    browser.until("$('login').hidden && $('jobs').textContent === 'none yet'")
+    browser.until(f"{TEXT}.includes('No jobs yet')")
 
-    browser.evaluate("$('submit').click()")
-    browser.until(f"$('status').textContent === 'queued' && {LISTED} === 1")
+    browser.evaluate("location.hash = '#/new'")
+    browser.until("!!document.getElementById('submit')")
+    browser.evaluate("document.getElementById('submit').click()")
+    browser.until(f"{text_of('status')} === 'queued'")
     (job,) = store.page().jobs
     lease = claimed(api, job)  # the second event: the stream is cut
-    browser.until("$('status').textContent === 'running'")
+    browser.until(f"{text_of('status')} === 'running'")
     api.store.record(lease, progress=Progress(cells_done=1, cells_total=3, fraction=0.4, message="halfway"))
-    browser.until("$('message').textContent.includes('halfway')")
-    resumed = [headers.get("last-event-id") for path, _, headers in api.requests if path.endswith("/events")]
+    browser.until(f"{text_of('message')}.includes('halfway')")
+    followed = f"/v1/jobs/{job.id}/events"
+    resumed = [headers.get("last-event-id") for path, _, headers in api.requests if path == followed]
     assert resumed == [None, str(store.events(job.id)[1].seq)]
-    api.store.succeed(lease, report().model_dump_json())
-    browser.until("$('result').textContent.includes('master learning rate')")
+    shown = report()
+    api.store.succeed(lease, shown.model_dump_json())
+    browser.until(f"{text_of('result')}.includes('master learning rate')")
     picture(browser, "result")
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    browser.evaluate("document.querySelector('#result a').click()")
+    browser.evaluate("document.getElementById('download').click()")
     wait_until((saved := tmp_path / f"{job.id}.json").exists, 30, "the report as a file")
-    assert saved.read_text() == report().model_dump_json()
+    assert saved.read_text() == shown.model_dump_json()
 
     browser.call("Page.reload")
-    browser.until("typeof $ === 'function' && $('result').textContent.includes('master learning rate')")
+    browser.until(f"{text_of('result')}.includes('master learning rate')")
     api.store.keys.revoke(made.id)
-    browser.until("!$('login').hidden && $('work').hidden && !sessionStorage.length")
-    assert job.id not in browser.evaluate("$('jobs').textContent + $('result').textContent")
+    browser.evaluate("location.hash = '#/'")
+    browser.until("!!document.forms.login && !sessionStorage.length")
+    assert job.id not in browser.evaluate(TEXT)
 
-    assert {path for path, _, headers in api.requests if "authorization" not in headers} <= {"/", "/v1/jobs"}
+    keyless = {path for path, _, headers in api.requests if "authorization" not in headers}
+    assert {path for path in keyless if path != "/" and not path.startswith("/static/")} <= {"/v1/events"}
     secret = parse_token(token)[1]
     assert not [
         told for path, query, headers in api.requests if secret in (told := f"{path}{query}{headers.get('referer')}")
@@ -132,11 +151,78 @@ def test_with_a_key(guarded_api, browser, tmp_path):
     assert browser.complaints == [], browser.complaints
 
 
-def test_without_keys(api, browser):
-    browser.call("Page.navigate", url=str(api.http.base_url))
-    browser.until("typeof $ === 'function' && $('login').hidden && $('forget').hidden && $('jobs').rows.length > 0")
-    browser.evaluate("$('spec').value = '{}'; $('submit').click()")
-    browser.until("$('refused').textContent.includes('architecture')")
-    browser.evaluate("location.hash = 'job_none'; location.reload()")
-    browser.until("typeof $ === 'function' && $('failed').textContent.includes('job_none')")
+def test_an_unknown_job_is_told(api, browser):
+    open_page(browser, api, "#/jobs/job_none")
+    browser.until(f"{TEXT}.includes('no job has the id')")
     assert browser.complaints == []
+
+
+def test_a_lost_connection_is_told_and_regained(tmp_path, browser):
+    with Api(tmp_path / "api") as api:
+        job = api.store.submit(request(3))
+        open_page(browser, api, f"#/jobs/{job.id}")
+        browser.until(f"{text_of('status')} === 'queued'")
+        browser.call("Network.enable")
+        network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        browser.call("Network.emulateNetworkConditions", offline=True, **network)
+        api.app.state.context.stopping.set()  # the open stream ends
+        browser.until("!document.getElementById('connection').hidden")
+        api.app.state.context.stopping.clear()
+        lease = claimed(api, job)
+        browser.call("Network.emulateNetworkConditions", offline=False, **network)
+        browser.until(f"{text_of('status')} === 'running' && document.getElementById('connection').hidden")
+        assert lease
+
+
+def test_two_hundred_jobs_are_listed_and_follow_what_happens(tmp_path, browser):
+    with Api(tmp_path / "api") as api:
+        jobs = [api.store.submit(request(i)) for i in range(200)]
+        open_page(browser, api)
+        browser.until(f"{LISTED} === 50")
+        for count in (100, 150, 200):
+            browser.evaluate("[...document.querySelectorAll('button')].find(b => b.innerText === 'Older jobs').click()")
+            browser.until(f"{LISTED} === {count}")
+        listed = browser.evaluate("[...document.querySelectorAll('tr[data-job]')].map(row => row.dataset.job)")
+        assert listed == [job.id for job in reversed(jobs)]
+        api.store.cancel(jobs[-1].id)
+        browser.until(f"document.querySelector('tr[data-job={jobs[-1].id}] .badge').innerText === 'cancelled'", 5)
+        new = api.store.submit(request(999))
+        browser.until(f"document.querySelector('tr[data-job]').dataset.job === '{new.id}'", 5)
+        assert smoothly_scrolled(browser)
+
+
+def smoothly_scrolled(browser):
+    """Whether no frame of a scroll through the whole page takes longer than a fifth of a second."""
+    longest = browser.evaluate("""new Promise(done => {
+        let last = performance.now(), longest = 0, y = 0;
+        const step = now => {
+            longest = Math.max(longest, now - last); last = now; y += 400; scrollTo(0, y);
+            y < document.documentElement.scrollHeight ? requestAnimationFrame(step) : done(longest);
+        };
+        requestAnimationFrame(step);
+    })""")
+    return longest < 200
+
+
+def test_a_report_of_five_hundred_layers_scrolls_and_hostile_names_are_text(tmp_path, browser):
+    names = ["<img src=x onerror='window.hacked=1'>", *(f"hidden_{i}" for i in range(2, 500)), "<b>output</b>"]
+    large = made_up(names=names, steps=(0, 10), evidence=curves(50))
+    with Api(tmp_path / "api") as api:
+        job = api.store.submit(request(4))
+        api.store.succeed(claimed(api, job), large.model_dump_json())
+        open_page(browser, api, f"#/jobs/{job.id}")
+        browser.until("document.querySelectorAll('.main-svg .xtick').length > 20", 60)
+        assert "<img src=x onerror" in browser.evaluate(TEXT)
+        assert browser.evaluate("window.hacked") is None
+        assert browser.evaluate("document.querySelectorAll('#result img').length") == 0
+        assert smoothly_scrolled(browser)
+        assert browser.complaints == []
+
+
+def test_it_is_there_at_once(api, browser):
+    """From the navigation to a list that can be used, on loopback; the figures' library is loaded when it is needed."""
+    open_page(browser, api)
+    browser.until("!!document.querySelector('table.jobs')")
+    milliseconds = browser.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
+    assert milliseconds < 1500
+    assert not browser.evaluate("performance.getEntriesByType('resource').some(r => r.name.includes('plotly'))")

@@ -17,9 +17,20 @@ from tests.service.test_api import dataset, problem
 
 HTTP_PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
-OPEN = {"/", "/livez", "/readyz", "/v1/schema", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = {
+    "/",
+    "/static/{name}",
+    "/livez",
+    "/readyz",
+    "/v1/schema",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/redoc",
+    "/openapi.json",
+}
 """What needs no key: nothing of it tells of jobs."""
 OF_NO_JOB = {
+    ("GET", "/v1/events"),
     ("GET", "/v1/jobs"),
     ("POST", "/v1/jobs"),
     ("PUT", "/v1/datasets/{sha256}"),
@@ -56,6 +67,14 @@ def ended(api, tenant):
             api.store.succeed(claim.lease, "{}")
             return job.id
     raise AssertionError("nobody can claim it")
+
+
+def test_the_list_as_it_changes_is_of_ones_own_jobs(tenants):
+    own, foreign = ended(tenants, "bob"), ended(tenants, "alice")
+    with tenants.http.stream("GET", "/v1/events", headers=tenants.headers["bob"]) as stream:
+        data = next(line for line in stream.iter_lines() if line.startswith("data: "))
+    assert own in data
+    assert foreign not in data
 
 
 def test_every_route_is_of_a_known_sort(tenants):

@@ -6,15 +6,14 @@ import base64
 
 from featurespeed.contract.report import Report
 from featurespeed.figures import figures_of
-from featurespeed.figures.tables import blocks_html, facts_html, verdicts_html, warnings_html
+from featurespeed.figures.tables import report_html
 
 FIGURES = ("angles", "contributions")
 
 
 def shown(report: Report) -> str:
     """HTML: what concerns the whole network, the tables, and as an image the angles and contributions."""
-    tables = (facts_html(report), warnings_html(report), blocks_html(report), verdicts_html(report))
-    return f"<div>{''.join(tables)}{_image(report)}</div>"
+    return f"<div>{report_html(report)}{_image(report)}</div>"
 
 
 def _image(report: Report) -> str:

@@ -11,7 +11,7 @@ from string import Template
 from featurespeed.contract.report import Report
 from featurespeed.figures import figures_of
 from featurespeed.figures.style import Figure
-from featurespeed.figures.tables import blocks_html, facts_html, verdicts_html, warnings_html
+from featurespeed.figures.tables import report_html
 
 
 def page(report: Report, other: Report | None = None, *, title: str = "featurespeed report") -> str:
@@ -19,10 +19,7 @@ def page(report: Report, other: Report | None = None, *, title: str = "featuresp
     figures = figures_of(report, other)
     parts = {
         "title": html.escape(title),
-        "facts": facts_html(report),
-        "verdicts": verdicts_html(report),
-        "warnings": warnings_html(report),
-        "blocks": blocks_html(report),
+        "report": report_html(report),
         "figures": "\n".join(_placeholder(figure) for figure in figures.values()),
         "data": script_json({name: figure.to_dict() for name, figure in figures.items()}),
         "style": _asset("figures.css") + _asset("page.css"),
@@ -47,8 +44,7 @@ def _placeholder(figure: Figure) -> str:
     height = int(figure.layout["height"])
     return (
         f"<figure><figcaption><h2>{html.escape(figure.title)}</h2><p>{html.escape(figure.caption)}</p></figcaption>"
-        f'<div class="plot" data-figure="{figure.name}" role="img" aria-label="{html.escape(figure.title)}" '
-        f'style="height:{height}px"></div></figure>'
+        f'<div class="plot" data-figure="{figure.name}" style="height:{height}px"></div></figure>'
     )
 
 

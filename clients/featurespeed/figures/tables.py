@@ -1,9 +1,11 @@
-"""A report's tables as HTML: the blocks, the verdicts with their reasons, and what concerns the whole network."""
+"""A report's tables: the blocks, the verdicts with their reasons, and what concerns the whole network; also as HTML."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from featurespeed.contract.properties import MEANINGS, Property, StateProperties
 from featurespeed.contract.report import LayerMeasurement, Report
@@ -11,15 +13,42 @@ from featurespeed.contract.statistic import GeometricStatistic, Statistic
 
 MOST_ROWS = 600
 """Blocks in a table; of more, the middle ones are left out."""
+FAILS = "✗ fails"
+"""How the entry of a property ends that does not hold."""
 
 
-def blocks_html(report: Report) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column heads its rows. Columns without entries are left out."""
+
+    caption: str
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Self:
+        """The table of these rows; of very many the middle ones are left out."""
+        filled = [i for i, _ in enumerate(titles) if any(row[i] for row in rows)]
+        shown = [[row[i] for i in filled] for row in rows]
+        if len(shown) > MOST_ROWS:
+            gap = [f"… {len(shown) - MOST_ROWS} more, in the JSON report", *[""] * (len(filled) - 1)]
+            shown = [*shown[: MOST_ROWS // 2], gap, *shown[-MOST_ROWS // 2 :]]
+        return cls(caption, [titles[i] for i in filled], shown)
+
+
+def tables_of(report: Report) -> list[Table]:
+    """The blocks, and the verdicts if there are any."""
+    verdicts = _verdict_table(report)
+    return [_blocks(report), *([verdicts] if verdicts is not None else [])]
+
+
+def _blocks(report: Report) -> Table:
     """What to set for every block, and what was measured there."""
     layers = {layer.index: layer for layer in report.measurements[0].layers} if report.measurements else {}
     total = sum(layer.contribution.mean or 0.0 for layer in layers.values())
     if report.recommendation is None:
         rows = [[layer.name, *_measured(layer, total)] for layer in layers.values()]
-        return _table("Measured, block by block", ["block", *_MEASURED], rows)
+        return Table.of("Measured, block by block", ["block", *_MEASURED], rows)
     titles = ["block", "module", "init std", "÷ default", "learning rate", *_MEASURED, "note"]
     rows = [
         [
@@ -33,7 +62,7 @@ def blocks_html(report: Report) -> str:
         ]
         for b in report.recommendation.blocks
     ]
-    return _table("Recommended, block by block", titles, rows)
+    return Table.of("Recommended, block by block", titles, rows)
 
 
 _MEASURED = ("angle (rad)", "feature rms", "part of decay")
@@ -45,15 +74,15 @@ def _measured(layer: LayerMeasurement, total: float) -> list[str]:
     return [_statistic(layer.angle), _number(layer.feature_rms.mean), share]
 
 
-def verdicts_html(report: Report) -> str:
+def _verdict_table(report: Report) -> Table | None:
     """Every property: its range, value and verdict before and after, and why it fails."""
     if report.properties is None:
-        return ""
+        return None
     states = {"before": report.properties.before, "after": report.properties.after}
     known = {when: state for when, state in states.items() if state is not None}
     titles = ["property", "worst block’s", "range", *(known if len(known) > 1 else ["value"]), "reason"]
     rows = [[name, meaning, *_verdicts(name, list(known.items()))] for name, meaning in MEANINGS.items()]
-    return _table("Properties of the scaling", titles, rows, marked=True)
+    return Table.of("Properties of the scaling", titles, rows)
 
 
 def _verdicts(name: str, states: Sequence[tuple[str, StateProperties]]) -> list[str]:
@@ -72,10 +101,10 @@ def _verdicts(name: str, states: Sequence[tuple[str, StateProperties]]) -> list[
 def _verdict(found: Property) -> str:
     if found.value is None:
         return "–"
-    return f"{found.value:.3g} {'✓ holds' if found.holds else '✗ fails'}"
+    return f"{found.value:.3g} {'✓ holds' if found.holds else FAILS}"
 
 
-def facts_html(report: Report) -> str:
+def facts_of(report: Report) -> dict[str, str]:
     """The constants behind the recommendation, and what is needed to get the same numbers again."""
     facts: dict[str, str] = {}
     if (advice := report.recommendation) is not None:
@@ -90,40 +119,7 @@ def facts_html(report: Report) -> str:
     made = report.provenance
     facts["seeds"] = ", ".join(map(str, made.seeds))
     facts["made with"] = f"featurespeed {made.featurespeed}, torch {made.torch}, {made.dtype} on {made.device}"
-    items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
-    return f"<dl>{items}</dl>"
-
-
-def warnings_html(report: Report) -> str:
-    """The warnings as a list; nothing if there are none."""
-    if not report.warnings:
-        return ""
-    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in report.warnings)
-    return f"<h2>Warnings</h2><ul>{items}</ul>"
-
-
-def _table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]], *, marked: bool = False) -> str:
-    """A table whose first column heads its rows; a column without entries is left out."""
-    filled = [i for i, _ in enumerate(titles) if any(row[i] for row in rows)]
-    titles, rows = [titles[i] for i in filled], [[row[i] for i in filled] for row in rows]
-    shown = list(rows)
-    if len(rows) > MOST_ROWS:
-        gap = [f"… {len(rows) - MOST_ROWS} more, in the JSON report", *[""] * (len(rows[0]) - 1)]
-        shown = [*rows[: MOST_ROWS // 2], gap, *rows[-MOST_ROWS // 2 :]]
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(_cell(value, marked) for value in rest)}</tr>'
-        for first, *rest in shown
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
-        f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(value: str, marked: bool) -> str:
-    fails = ' class="fails"' if marked and "✗" in value else ""
-    return f"<td{fails}>{html.escape(value)}</td>"
+    return facts
 
 
 def _number(value: float | None) -> str:
@@ -139,3 +135,28 @@ def _statistic(statistic: Statistic) -> str:
     if statistic.mean is None:
         return "–"
     return f"{statistic.mean:.3f}" + (f" ± {statistic.sd:.3f}" if len(statistic.values) > 1 else "")
+
+
+def report_html(report: Report) -> str:
+    """Facts, warnings and tables as HTML; every text is escaped."""
+    facts = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts_of(report).items())
+    warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in report.warnings)
+    told = f"<h2>Warnings</h2><ul>{warnings}</ul>" if warnings else ""
+    return f"<dl>{facts}</dl>{told}{''.join(map(_table_html, tables_of(report)))}"
+
+
+def _table_html(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in table.titles)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in table.rows
+    )
+    caption = html.escape(table.caption)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: str) -> str:
+    fails = ' class="fails"' if value.endswith(FAILS) else ""
+    return f"<td{fails}>{html.escape(value)}</td>"

@@ -16,14 +16,14 @@ from featurespeed_service.api.context import Context
 from featurespeed_service.api.looking import Look
 from featurespeed_service.api.metrics import Metrics
 from featurespeed_service.api.middleware import HeadMiddleware, RequestMiddleware
-from featurespeed_service.api.routes import datasets, events, jobs, operations
+from featurespeed_service.api.routes import datasets, events, jobs, operations, views, web
 from featurespeed_service.api.security import Gate
 from featurespeed_service.api.watching import Watcher
 from featurespeed_service.settings import Settings
 from featurespeed_service.store.sql import SqlStore
 
 DESCRIPTION = "Send your architecture, get back the initialization scale and learning rate of every block."
-ROUTERS = (jobs.router, events.router, datasets.router, operations.router)
+ROUTERS = (jobs.router, events.router, datasets.router, operations.router, views.router, web.router)
 
 ANYWHERE = ("internal-error", "database-unavailable", "insufficient-storage")
 """Problems that every operation may answer with."""

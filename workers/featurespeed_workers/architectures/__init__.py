@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from featurespeed.contract import Architecture, ConvNet, Graph, Mlp, ResNet, Transformer
-from featurespeed.contract.architecture import HuggingFaceModel
+from featurespeed.contract.architecture import HuggingFace
 from featurespeed_workers.architectures.convnet import convnet
 from featurespeed_workers.architectures.graph import graph_network
 from featurespeed_workers.architectures.huggingface import huggingface_network
@@ -28,7 +28,7 @@ _BUILDERS: Mapping[type, Callable[[Any], Network]] = {
     Mlp: mlp_network,
     ResNet: resnet_network,
     Transformer: transformer_network,
-    **dict.fromkeys(get_args(get_args(HuggingFaceModel)[0]), huggingface_network),
+    HuggingFace: huggingface_network,
 }
 
 
@@ -39,8 +39,12 @@ def build(architecture: Architecture, *, seed: int) -> Network:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone: no accelerator's state is touched
-        network = _BUILDERS[type(architecture)](architecture)
+        network = _builder(architecture)(architecture)
     return replace(network, default_rms=rms_by_name(network.module))
+
+
+def _builder(architecture: Architecture) -> Callable[[Any], Network]:
+    return next(make for family, make in _BUILDERS.items() if isinstance(architecture, family))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ outputs are the cut nodes f_1 … f_L. Blocks are named ``input``, ``hidden_2`` 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,14 +37,4 @@ __all__ = [
     "Transformer",
 ]
 
-
-def _simple_mapping(schema: dict[str, Any]) -> None:
-    """OpenAPI maps a tag to one schema; a family that is a union itself has none to be named."""
-    mapping: dict[str, Any] = schema["discriminator"]["mapping"]
-    schema["discriminator"]["mapping"] = {tag: place for tag, place in mapping.items() if isinstance(place, str)}
-
-
-Architecture = Annotated[
-    Mlp | ResNet | Transformer | ConvNet | Graph | HuggingFaceModel,
-    Field(discriminator="family", json_schema_extra=_simple_mapping),
-]
+Architecture = Annotated[Mlp | ResNet | Transformer | ConvNet | Graph | HuggingFaceModel, Field(discriminator="family")]

@@ -3,15 +3,31 @@
 
 function inPageColours(layout) {
   const text = getComputedStyle(document.documentElement).getPropertyValue("--text").trim();
-  return { ...layout, font: { ...layout.font, color: text } };
+  const bar = { bgcolor: "rgba(0,0,0,0)", color: "#808080", activecolor: text };
+  return { ...layout, font: { ...layout.font, color: text }, modebar: bar };
+}
+
+// Four panels, two beside two, come one below the other where there is little room.
+function stacked(layout) {
+  const found = { ...layout, height: 1.9 * layout.height, annotations: layout.annotations.map(own => ({ ...own, x: 0 })) };
+  for (let i = 0; i < 4; i++) {
+    const number = i ? i + 1 : "", low = 0.78 - 0.26 * i;
+    found[`xaxis${number}`] = { ...layout[`xaxis${number}`], domain: [0, 1] };
+    found[`yaxis${number}`] = { ...layout[`yaxis${number}`], domain: [low, low + 0.17] };
+    found.annotations[i].y = low + 0.175;
+  }
+  return found;
 }
 
 function drawFigures(figures, within = document) {
   for (const place of within.querySelectorAll("[data-figure]")) {
     const figure = figures[place.dataset.figure];
     if (!figure) continue;
+    const narrow = place.clientWidth < 560 && figure.layout.xaxis4;
+    const layout = narrow ? stacked(figure.layout) : figure.layout;
+    if (layout.height) place.style.height = `${layout.height}px`;
     const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
-    Plotly.react(place, figure.data, inPageColours(figure.layout), options);
+    Plotly.react(place, figure.data, inPageColours(layout), options);
   }
 }
 

@@ -1,11 +1,7 @@
-"""For people and machines who look after the service: schema, health, metrics, the web page."""
+"""For people and machines who look after the service: schema, health, metrics."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from functools import cache
-from hashlib import sha256
-from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -72,26 +68,3 @@ async def metrics(context: Ctx, access: Watching) -> Response:
         log.warning("metrics lack what the database knows", error=type(error).__name__)
         statistics = None
     return Response(context.metrics.text(statistics), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The web page, and its content security policy."""
-    text = files("featurespeed_service.api").joinpath("page.html").read_text(encoding="utf-8")
-    # by their digests, so that nothing else runs, and nothing that was slipped in reads the key
-    style, script = (_digest(text, tag) for tag in ("style", "script"))
-    own = f"style-src {style}; script-src {script}; connect-src 'self'; img-src data:"
-    return text, f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
-
-def _digest(page: str, tag: str) -> str:
-    content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
-
-
-@router.get("/", include_in_schema=False)
-def page() -> Response:
-    """The web page."""
-    text, policy = _page()
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
-    return Response(text, headers=headers, media_type="text/html; charset=utf-8")

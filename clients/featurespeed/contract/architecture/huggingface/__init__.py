@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+from typing_extensions import TypeAliasType
 
 from featurespeed.contract.architecture.huggingface.base import HuggingFace
 from featurespeed.contract.architecture.huggingface.bert import Bert
@@ -20,6 +21,7 @@ from featurespeed.contract.architecture.huggingface.vit import Vit
 
 __all__ = ["Bert", "ConvNext", "Gpt2", "HuggingFace", "HuggingFaceModel", "Llama", "Qwen2", "ResidualNet", "Vit"]
 
-HuggingFaceModel = Annotated[
-    Gpt2 | Llama | Qwen2 | Bert | Vit | ConvNext | ResidualNet, Field(discriminator="model_type")
-]
+HuggingFaceModel = TypeAliasType(
+    "HuggingFaceModel",  # a definition of its own in schemas: OpenAPI's discriminators point to definitions alone
+    Annotated[Gpt2 | Llama | Qwen2 | Bert | Vit | ConvNext | ResidualNet, Field(discriminator="model_type")],
+)
