@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from featurespeed_workers import FeatureSpeedMonitor, measure, recommend
+from featurespeed_workers.losses import own_loss
 from tests.measurement.identity import same
 
 BLOCKS = ["first", "layers.0", "layers.1", "layers.2", "last"]
@@ -98,3 +100,23 @@ def test_blocks_are_found_and_a_training_is_not_disturbed(reentrant: bool) -> No
     assert same(run(True), run(False))
     assert [(record.error, record.method) for record in records] == [(None, "exact")] * 4
     assert [block.name for block in records[0].blocks] == BLOCKS
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_transformers_own_checkpointing() -> None:
+    """Which makes the embedding's output require a gradient in every pass, forward mode's too."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, vocab_size=11, n_positions=8, tie_word_embeddings=False, use_cache=False
+    )
+    model, tokens = GPT2LMHeadModel(config).double().train(), torch.randint(0, 11, (4, 8))
+    batches = [({"input_ids": tokens, "labels": tokens}, None)]
+    asked = {"loss": own_loss, "blocks": {"transformer.drop": ["transformer.wte", "transformer.wpe"],
+                                          "transformer.h.0": [], "transformer.h.1": [],
+                                          "lm_head": ["transformer.ln_f"]}}  # fmt: skip
+    plain = measure(model, batches, **asked)
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        assert kept(measure(model, batches, **asked)) == kept(plain)
+    assert plain.measurements[0].method == "exact"
+    assert plain.measurements[0].formula_residual < 1e-12

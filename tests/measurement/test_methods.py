@@ -143,6 +143,25 @@ def test_the_method_and_its_error_are_named(case: str) -> None:
         assert f"about {found.cos_error:.0e} to cos θ" in warning
 
 
+def test_a_recurrent_layer() -> None:
+    """In float32 torch has a fused kernel for it, without forward mode; in float64 it has none."""
+
+    class Recurrent(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Recurrent(8, 16, batch_first=True), nn.Linear(16, 3))
+    x, y = torch.randn(4, 5, 6), torch.randint(0, 3, (4, 5))
+    fused = measure(model, [(x, y)], blocks=["0", "1", "2"])
+    exact = measure(model.double(), [(x.double(), y)], blocks=["0", "1", "2"])
+    assert exact.measurements[0].method == "exact"
+    assert cosines(fused) == pytest.approx(cosines(exact), abs=1e-6)
+    if fused.measurements[0].method != "exact":  # on CPUs with that kernel
+        assert fused.measurements[0].method == "double_backward"
+        assert "'mkldnn_rnn_layer' has no forward-mode rule" in fused.warnings[0]
+
+
 def test_it_is_found_once_for_a_network() -> None:
     calls = 0
 

@@ -55,7 +55,14 @@ def exact(
     def unpack(i: int, feature: Tensor) -> None:
         visit(i, fwad.unpack_dual(feature).tangent, 1.0)  # type: ignore[no-untyped-call]
 
-    with plain_kernels(), fwad.dual_level(), cut_nodes(network, unpack), ReusedOutputs(captured.recording):
+    # a model may have its inputs require a gradient, as transformers' do under checkpointing
+    with (
+        torch.no_grad(),
+        plain_kernels(),
+        fwad.dual_level(),
+        cut_nodes(network, unpack),
+        ReusedOutputs(captured.recording),
+    ):
         duals = {
             name: fwad.make_dual(p.detach(), moves[name].times(1.0)) if name in moves else p.detach()  # type: ignore[no-untyped-call]
             for name, p in parameters.items()
