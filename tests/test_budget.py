@@ -172,6 +172,34 @@ def check_peak(large: dict[str, Any], small: dict[str, Any]) -> None:
     assert estimate / 3 < peak < estimate * 3, (estimate, peak, estimate / peak)
 
 
+def test_the_estimate_of_a_graph() -> None:
+    """A U-Net: what a long skip spans is one block, most of its features are at no cut node."""
+    large, small = (
+        spec(
+            {
+                "family": "graph",
+                "input": {"shape": [3, side, side]},
+                "layers": [
+                    {"layer": "conv", "name": "stem", "channels": channels, "kernel": 3},
+                    {"layer": "activation", "name": "act", "function": "silu"},
+                    {"layer": "pool", "name": "down", "kernel": 2, "function": "max"},
+                    {"layer": "conv", "name": "deep", "channels": 2 * channels, "kernel": 3},
+                    {"layer": "norm", "name": "norm", "norm": "batchnorm"},
+                    {"layer": "activation", "name": "low", "function": "silu"},
+                    {"layer": "upsample", "name": "up"},
+                    {"layer": "concat", "name": "skip", "inputs": ["act", "up"]},
+                    {"layer": "conv", "name": "merge", "channels": channels, "kernel": 3},
+                    {"layer": "pool", "name": "mean"},
+                    {"layer": "linear", "name": "head", "width": 10},
+                ],
+            },
+            data={"kind": "gaussian", "batch_size": batch_size},
+        )
+        for side, channels, batch_size in ((48, 32, 32), (8, 4, 2))
+    )
+    check_peak(large, small)
+
+
 @pytest.mark.parametrize(
     ("architecture", "config", "least"),
     [

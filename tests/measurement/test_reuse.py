@@ -1,4 +1,4 @@
-"""Tangents of linear maps and attention in closed form, against torch's own forward mode."""
+"""Tangents of linear maps, convolutions and attention in closed form, against torch's own forward mode."""
 
 from __future__ import annotations
 
@@ -102,3 +102,26 @@ def test_sums_of_matrices_with_factors_go_to_torch() -> None:
     [c], [x], [weight] = tensors(1, 6, 7), tensors(1, 6, 4), tensors(1, 4, 7)
     check(lambda c, x, w: torch.addmm(c, x, w, beta=0.5, alpha=2.0), [c, x, weight], [True, True, True])
     check(torch.addmm, [c, x, weight], [True, True, False])
+
+
+CONVOLUTIONS = {
+    "plain": {},
+    "stride": {"stride": 2, "padding": 1},
+    "same": {"padding": "same", "dilation": 2},
+    "groups": {"groups": 2, "padding": (0, 1)},
+}
+
+
+@pytest.mark.parametrize("moving", MOVING)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution(case: str, moving: list[bool]) -> None:
+    options = CONVOLUTIONS[case]
+    [x], [weight], [bias] = tensors(1, 2, 4, 6, 5), tensors(1, 6, 4 // options.get("groups", 1), 3, 3), tensors(1, 6)
+    check(lambda x, w, c: F.conv2d(x, w, c, **options), [x, weight, bias], moving)
+    if not moving[2]:
+        check(lambda x, w: F.conv2d(x, w, **options), [x, weight], moving[:2])
+
+
+def test_one_image_without_a_batch() -> None:
+    [x], [weight] = tensors(1, 4, 6, 5), tensors(1, 6, 4, 3, 3)
+    check(lambda x, w: F.conv2d(x, w, None, 1, 1), [x, weight], [True, True])

@@ -32,7 +32,7 @@ class Capture:
     gradients: dict[str, Tensor]
     """∇L by parameter name, for the parameters that train; zero where the loss does not depend on one."""
     recording: Recording
-    """Outputs of linear maps and attention: a second pass need not compute them again."""
+    """Outputs of linear maps, convolutions and attention: a second pass need not compute them again."""
     precision: torch.dtype
     """The coarsest that the signal passes through: under autocast, not that of the parameters."""
 

@@ -1,7 +1,8 @@
-"""Linear maps and attention: recorded in the first pass, so that the forward-mode pass computes tangents alone.
+"""Linear maps, convolutions, attention: recorded in the first pass, so that forward mode computes tangents alone.
 
-Of ``y = x Wᵀ + c`` forward mode needs ``ẏ = ẋ Wᵀ + x Ẇᵀ + ċ``, two products; recomputing y would be a third. Fused
-attention has no forward-mode rule in torch, and its unfused form takes a slow path through Python.
+Of ``y = x Wᵀ + c`` forward mode needs ``ẏ = ẋ Wᵀ + x Ẇᵀ + ċ``, two products; recomputing y would be a third. So it is
+with convolutions. Fused attention has no forward-mode rule in torch, and its unfused form takes a slow path through
+Python.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Recording = Sequence[tuple[Tensor, int]]
 
 
 class RecordedOutputs(TorchFunctionMode):
-    """Within this context, keep the outputs of linear maps and attention, in the order of the calls."""
+    """Within this context, keep the outputs of linear maps, convolutions and attention, in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +91,21 @@ def _addmm_tangent(input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) ->
     if c_dot is None or tangent is None:
         return tangent if c_dot is None else c_dot.repeat(mat1.shape[0], 1)
     return tangent.add_(c_dot)
+
+
+def _conv2d_tangent(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **more: Any
+) -> Tensor | None:
+    """ẋ ∗ W + x ∗ Ẇ + ċ, (batch, channels, height, width); ``None`` if nothing moves. ``options``: stride and so on."""
+    (x, x_dot), (w, w_dot) = _unpack(input), _unpack(weight)
+    bias_dot = _unpack(bias)[1] if bias is not None else None
+    tangent = None if x_dot is None else F.conv2d(x_dot, w, bias_dot, *options, **more)
+    if w_dot is not None:
+        by_weight = F.conv2d(x, w_dot, bias_dot if tangent is None else None, *options, **more)
+        tangent = by_weight if tangent is None else tangent.add_(by_weight)
+    if tangent is None and bias_dot is not None:
+        tangent = F.conv2d(torch.zeros_like(x), w, bias_dot, *options, **more)
+    return tangent
 
 
 def _attention_tangent(
@@ -165,5 +181,6 @@ def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
 _TANGENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear_tangent,
     torch.addmm: _addmm_tangent,
+    F.conv2d: _conv2d_tangent,
     F.scaled_dot_product_attention: _attention_tangent,
 }
