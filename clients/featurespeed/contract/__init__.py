@@ -60,6 +60,7 @@ from featurespeed.contract.request import (
 from featurespeed.contract.validation import SpecError, parse_request, parse_request_json, shown
 
 __all__ = [
+    "HuggingFace",
     "TERMINAL",
     "Adam",
     "AdamSettings",
