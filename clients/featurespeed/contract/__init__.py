@@ -5,6 +5,7 @@ from featurespeed.contract.architecture import (
     ConvNet,
     DepthPower,
     Graph,
+    HuggingFace,
     Image,
     Mlp,
     Patches,
@@ -60,7 +61,6 @@ from featurespeed.contract.request import (
 from featurespeed.contract.validation import SpecError, parse_request, parse_request_json, shown
 
 __all__ = [
-    "HuggingFace",
     "TERMINAL",
     "Adam",
     "AdamSettings",
@@ -80,6 +80,7 @@ __all__ = [
     "GeometricStatistic",
     "Granularity",
     "Graph",
+    "HuggingFace",
     "Image",
     "Job",
     "JobError",
