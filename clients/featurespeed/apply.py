@@ -18,10 +18,10 @@ def apply(report: Report, model: torch.nn.Module) -> None:
     ``init_std``; one that is ``init_mean`` everywhere is drawn anew, from a normal distribution, by torch's global
     generator.
     With ``init_std`` 0 it is filled with ``init_mean`` (biases, gains of norm layers). Applying twice is applying once.
-    A tensor with several names (tied weights) follows the first of them in the report.
 
-    Raises ParameterMismatch, and changes nothing, unless names and shapes are those of the report and values finite;
-    ValueError for a report that keeps the scales of a checkpoint.
+    Raises ParameterMismatch, and changes nothing, unless names and shapes are those of the report and values finite,
+    and for weights that are tied in the model while the report tells them apart; ValueError for a report that keeps
+    the scales of a checkpoint.
     """
     recommendation = _recommendation(report)
     if recommendation.scales == "kept":
@@ -47,14 +47,15 @@ def param_groups(
     Under granularity ``tensor`` and rule ``mup`` a block has a group for each rate, all of the block's name.
 
     Blocks keep the report's order; those that the report freezes are there with ``lr`` 0 unless an optimizer is named.
-    Left out are parameters with ``requires_grad`` False. Tied weights are in the group of the first of their names in
-    the report. Momentum, betas and weight decay are the optimizer's own arguments, and should be those of the request.
+    Left out are parameters with ``requires_grad`` False. Tied weights are there once. Momentum, betas and weight decay
+    are the optimizer's own arguments, and should be those of the request.
 
     An output block that starts at zero has ``first_lr`` too: the learning rate to set in its group for the first step,
     without warm-up; from the second step on it is ``lr`` with its schedule, as for all groups.
 
-    Raises ParameterMismatch unless names and shapes are those of the report; ValueError for an optimizer that the
-    report is not for, and if it is for two and none is named.
+    Raises ParameterMismatch unless names and shapes are those of the report, and for weights that are tied in the
+    model while the report tells them apart; ValueError for an optimizer that the report is not for, and if it is for
+    two and none is named.
     """
     recommendation = _recommendation(report)
     pairs = _matched(recommendation, model)
@@ -103,7 +104,11 @@ def _matched(
         raise ParameterMismatch(faults)
     pairs: dict[int, tuple[ParameterRecommendation, torch.nn.Parameter]] = {}
     for name, p in advice.items():
-        pairs.setdefault(id(named[name]), (p, named[name]))
+        first, _ = pairs.setdefault(id(named[name]), (p, named[name]))
+        if first.model_copy(update={"name": p.name}) != p:
+            faults.append(f"{name}: tied to {first.name} in the model, not in the report: untie it")
+    if faults:
+        raise ParameterMismatch(faults)
     return list(pairs.values())
 
 

@@ -188,11 +188,25 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("names", [("embed.weight",), ("head.weight",), ("embed.weight", "head.weight")])
 def test_tied_weights_count_once(names: tuple[str, ...]) -> None:
     model = Tied()
-    stds = (0.5, 0.25)
-    given = report(*(parameter(n, (16, 8), std, std, n[:4]) for n, std in zip(names, stds, strict=False)))
+    given = report(*(parameter(name, (16, 8), 0.5, 0.25, "embed") for name in names))
     given.apply(model)
     assert rms(model.embed.weight) == pytest.approx(0.5, rel=1e-6)
     assert model.head.weight is model.embed.weight
     groups = given.param_groups(model)
     assert [len(g["params"]) for g in groups] == [1]
     torch.optim.AdamW(groups)
+
+
+@pytest.mark.parametrize(("std", "lr", "block"), [(0.25, 0.1, "embed"), (0.5, 0.2, "embed"), (0.5, 0.1, "head")])
+def test_weights_tied_in_the_model_but_not_in_the_report_are_refused(std: float, lr: float, block: str) -> None:
+    model = Tied()
+    before = model.embed.weight.detach().clone()
+    given = report(
+        parameter("embed.weight", (16, 8), 0.5, 0.1, "embed"), parameter("head.weight", (16, 8), std, lr, block)
+    )
+    for use in (given.apply, given.param_groups):
+        with pytest.raises(
+            ParameterMismatch, match=r"head.weight: tied to embed.weight in the model, not in the report"
+        ):
+            use(model)
+    assert torch.equal(model.embed.weight, before)
