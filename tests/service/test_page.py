@@ -226,3 +226,49 @@ def test_it_is_there_at_once(api, browser):
     milliseconds = browser.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
     assert milliseconds < 1500
     assert not browser.evaluate("performance.getEntriesByType('resource').some(r => r.name.includes('plotly'))")
+
+
+def field(path):
+    return f"document.querySelector('[data-path=\"{path}\"] :is(input, select)')"
+
+
+def change(browser, path, value):
+    browser.evaluate(f"e = {field(path)}; e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change'))")
+
+
+def test_a_model_of_transformers_is_written_with_the_form(api, browser):
+    open_page(browser, api, "#/new")
+    browser.until("!!document.getElementById('submit')")
+    change(browser, "architecture.family", "huggingface")
+    change(browser, "architecture.model_type", "llama")
+    change(browser, "architecture.config.num_attention_heads", "3")
+    change(browser, "data.kind", "tokens")
+    browser.evaluate("document.getElementById('submit').click()")
+    fault = "document.querySelector('[data-path=\"architecture.config.num_attention_heads\"] .fault')?.innerText ?? ''"
+    browser.until(f"({fault}).includes('does not divide hidden_size')")
+    small = {"vocab_size": 32, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
+    for name, value in small.items():
+        change(browser, f"architecture.config.{name}", str(value))
+    browser.evaluate("document.getElementById('submit').click()")
+    browser.until("location.hash.startsWith('#/jobs/')")
+    asked = api.store.page().jobs[0].request.architecture
+    assert asked.model_type == "llama"
+    assert asked.config.model_dump(include={"num_attention_heads", *small}) == {"num_attention_heads": 3, **small}
+
+
+def test_a_graph_is_written_with_the_form(api, browser):
+    layers = [{"layer": "linear", "name": "first", "width": 8}, {"layer": "linear", "name": "head", "width": 10}]
+    open_page(browser, api, "#/new")
+    browser.until("!!document.getElementById('submit')")
+    change(browser, "architecture.family", "graph")
+    change(browser, "architecture.input.shape", "64")
+    change(browser, "architecture.layers", json.dumps([*layers, {"layer": "linear", "name": "lost", "input": "nil"}]))
+    browser.evaluate("document.getElementById('submit').click()")
+    fault = "document.querySelector('[data-path=\"architecture.layers\"] .fault')?.innerText ?? ''"
+    browser.until(f"({fault}).length > 0")
+    change(browser, "architecture.layers", json.dumps(layers))
+    change(browser, "architecture.input.shape", "[64]")
+    browser.evaluate("document.getElementById('submit').click()")
+    browser.until("location.hash.startsWith('#/jobs/')")
+    asked = api.store.page().jobs[0].request.architecture
+    assert [layer.name for layer in asked.layers] == ["first", "head"]

@@ -53,8 +53,12 @@ export function schemaForm(root, schema, value) {
       if (!kind) { chosen = { read: () => undefined }; return inside.replaceChildren(); }
       const own = resolve({ $ref: mapping[kind] });
       const rest = { ...own, properties: without(own.properties, tag), required: (own.required || []).filter(key => key !== tag) };
-      chosen = own.discriminator ? union(own, [], values, true, "") : object(rest, [], values, true, "");
-      relabel(chosen.element, path);
+      if (own.discriminator) {
+        chosen = union(own, path, values, true, "");
+      } else {
+        chosen = object(rest, [], values, true, "");
+        relabel(chosen.element, path);
+      }
       const read = chosen.read;
       chosen = { ...chosen, read: () => ({ [tag]: kind, ...read() }) };
       inside.replaceChildren(chosen.element);
