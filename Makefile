@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types unit chaos load bench nodes paper quality clean
+.PHONY: help install demo serve test lint types unit chaos load bench nodes paper quality docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -64,5 +64,8 @@ paper: install  ## the paper's figures, through the engine, into docs/paper/
 quality: install  ## our rates against a sweep and others: QUALITY=--quick for minutes; else hours, resumable
 	$(BIN)/python -m benchmarks.quality $(QUALITY)
 
+docs: install  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove the virtual environment and what the demo made
-	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo-output site .mypy_cache .ruff_cache .pytest_cache

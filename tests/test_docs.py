@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from featurespeed.contract import (
     Checkpoint,
     Dataset,
+    JobRequest,
     LayerMeasurement,
     Measurement,
     ProbeResult,
     Recommendation,
     Refinement,
+    parse_request,
 )
 from featurespeed.contract.properties import LayerStability, StabilityMeasurement, StateProperties
 from featurespeed_service.settings import PREFIX, Settings
@@ -72,6 +75,7 @@ def is_make(block: Block) -> bool:
 
 
 README = [block for block in blocks("README.md", "sh", "python") if not is_make(block)]
+HOW_TO = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md"))
 MAKE = [block for page in PAGES for block in blocks(str(page.relative_to(ROOT)), "sh") if is_make(block)]
 
 
@@ -172,6 +176,37 @@ def test_monitor_page_runs(block: Block, folder: Path) -> None:
         assert [(record["step"], record["error"]) for record in records] == [(0, None), (5, None)]
 
 
+SCRIPTS = [page for page in ("docs/tutorial.md", *HOW_TO) if blocks(page, "sh", "python")]
+
+
+@pytest.mark.parametrize("page", SCRIPTS)
+def test_page_runs_from_top_to_bottom(page: str, address: str, folder: Path) -> None:
+    """All commands and all Python of a page, in one interpreter: later ones use what earlier ones have made."""
+    shell = "__import__('subprocess').run(['bash', '-euo', 'pipefail', '-c', {!r}], check=True)"
+    parts = [block for block in blocks(page, "sh", "python") if not is_make(block)]
+    text = "\n".join(block.text if block.language == "python" else shell.format(block.text) for block in parts)
+    out = run_block(Block(page, 1, "python", text), address, folder)
+    if found := re.search(r"loss recommended (\S+), default (\S+)", out):  # what the tutorial promises
+        assert float(found[1]) < 0.1 * float(found[2])
+    assert bool(found) == (page == "docs/tutorial.md")
+
+
+@pytest.mark.parametrize("block", blocks("docs/howto/families.md", "yaml"), ids=str)
+def test_families_are_spelled_rightly(block: Block) -> None:
+    request = parse_request(yaml.safe_load(block.text) | {"kind": "recommend", "optimizer": {"name": "adamw"}})
+    assert request.architecture.family in (ROOT / block.page).read_text()
+
+
+def test_every_family_is_explained() -> None:
+    explained = {
+        yaml.safe_load(block.text)["architecture"]["family"] for block in blocks("docs/howto/families.md", "yaml")
+    }
+    schemas = JobRequest.model_json_schema()["$defs"].values()
+    assert explained == {
+        part["properties"]["family"]["const"] for part in schemas if "family" in part.get("properties", {})
+    }
+
+
 def test_http_page_shows_json() -> None:
     for block in blocks("docs/http.md", "json"):
         json.loads(block.text)
@@ -232,7 +267,7 @@ def test_every_field_of_a_refinement_is_explained() -> None:
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/science.md"])
 def test_files_that_are_named_exist(page: str) -> None:
     """Every ``name.py`` in backquotes is a file of the packages or of the tests, at the end of whose path it stands."""
-    paths = [f"/{path.relative_to(ROOT)}" for path in ROOT.glob("[cwst]*/**/*.py")]
+    paths = [f"/{path.relative_to(ROOT)}" for path in ROOT.glob("[cdwst]*/**/*.py")]
     for named in re.findall(r"`([\w./]+\.py)`", (ROOT / page).read_text()):
         assert any(path.endswith(f"/{named}") for path in paths), named
 

@@ -41,14 +41,20 @@ def change(browser, path, value):
     browser.evaluate(f"e = {field(path)}; e.value = '{value}'; e.dispatchEvent(new Event('change'))")
 
 
-def seen(browser, name, width=1200):
-    """Pictures for people, light and dark, and what axe finds serious in each."""
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-    browser.evaluate(AXE.read_text() + "; 0")
+def shown_in_schemes(browser, name):
+    """Light, then dark, with a picture of each."""
     for scheme in SCHEMES:
         browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         picture(browser, f"{name}-{scheme}")
+        yield scheme
+
+
+def seen(browser, name, width=1200):
+    """Pictures for people, light and dark, and what axe finds serious in each."""
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.evaluate(AXE.read_text() + "; 0")
+    for scheme in shown_in_schemes(browser, name):
         found = browser.evaluate(
             "axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))"
             ".map(v => [v.id, v.nodes.slice(0, 3).map(n => n.html.slice(0, 200))]))"
@@ -84,7 +90,7 @@ def test_a_job_from_the_form_to_code_that_runs(real, browser, tmp_path):
 
     while not told():
         assert browser.evaluate(text_of("status")) in ("", "queued", "running")
-    picture(browser, "running")
+    list(shown_in_schemes(browser, "running"))
     browser.until(
         f"{text_of('status')} === 'succeeded' && document.querySelectorAll('[data-figure] .main-svg').length >= 12", 120
     )
