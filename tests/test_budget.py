@@ -139,6 +139,11 @@ print(peak_bytes() - before)
         ({**CONVNET, "norm": "batchnorm"}, {}, 64),
         ({**CONVNET, "norm": "groupnorm", "groups": 8}, STABLE, 16),
         ({**LANGUAGE, "layers": 4, "width": 192, "context_length": 128}, STABLE, 16),
+        (
+            {**LANGUAGE, "layers": 4, "width": 192, "context_length": 128},
+            {"measurement": {"method": "double_backward"}},
+            16,
+        ),
     ],
     ids=[
         "parameters",

@@ -78,7 +78,9 @@ def estimate_memory(request: JobRequest) -> Memory:
     # parameters, gradients, directions, and one more while the next ones are made
     trains = request.measurement.steps > 0 or request.scaling.refine is not None
     copies = 4 + (_moments(request.optimizer) if trains else 0)
-    first = request.data.batch_size * _measured(request.architecture) * size
+    twice = request.measurement.method == "double_backward"
+    one = (_differentiated_twice if twice else _measured)(request.architecture)
+    first = request.data.batch_size * one * size
     second = stability_examples(request) * _differentiated_twice(request.architecture) * size
     return Memory(
         parameters=request.architecture.parameter_count * copies * size,
