@@ -155,6 +155,7 @@ print(peak_bytes() - before)
         "convnet",
         "convnet twice",
         "second derivatives",
+        "double backward",
     ],
 )
 def test_the_estimate_is_within_a_factor_of_three_of_the_peak(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from featurespeed_workers.directions import UpdateRule
 from featurespeed_workers.optimizers import SignSgd
 
 
@@ -65,3 +66,32 @@ def test_it_is_a_torch_optimizer() -> None:
 def test_bad_options_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SignSgd([nn.Parameter(torch.ones(1))], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adams_start_in_place_is_its_start(dtype: torch.dtype) -> None:
+    """As out of place, and as torch's own first step of rate 1; sums are those of double precision."""
+    torch.manual_seed(0)
+    gradient = torch.randn(70_000, dtype=dtype) * torch.logspace(-9, 2, 70_000, dtype=dtype)
+    gradient[::1000] = 0
+    rule = UpdateRule(name="adam", eps=1e-6)
+    expected, kept = rule.direction(torch.zeros(70_000, dtype=dtype), gradient, {}), gradient.clone()
+    assert rule.starts_in_place(gradient, {})
+    product, length = rule.start_in_place(gradient)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+    assert product == pytest.approx(float(kept.double() @ expected.double()), rel=1e-5)
+    assert length == pytest.approx(float(expected.double().norm()), rel=1e-5)
+    weight = torch.zeros(70_000, dtype=dtype, requires_grad=True)
+    weight.grad = kept
+    torch.optim.Adam([weight], lr=1.0, eps=1e-6).step()
+    torch.testing.assert_close(-weight.detach(), gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_start_in_place_is_for_adam_alone_where_nothing_else_enters() -> None:
+    gradient = torch.randn(10, 10)
+    assert UpdateRule(name="adamw").starts_in_place(gradient, {})
+    for rule in (UpdateRule(name="sgd"), UpdateRule(name="adamw", weight_decay=0.1), UpdateRule(name="muon")):
+        assert not rule.starts_in_place(gradient, {})
+    assert not UpdateRule(name="adam").starts_in_place(gradient, {"step": torch.tensor(1.0)})
+    assert not UpdateRule(name="adam").starts_in_place(gradient.t(), {})
+    assert not UpdateRule(name="adam").starts_in_place(gradient.bfloat16(), {})

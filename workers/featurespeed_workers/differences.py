@@ -23,9 +23,7 @@ def finite_difference(
     h moves the parameters by √ε of their own norm, where rounding (ε/h) and truncation (h) are of the same order.
     """
     h = _unit_step(parameters, moves) * math.sqrt(torch.finfo(captured.precision).eps)
-    stepped = {
-        name: moves[name].times(h).add_(p.detach()) if name in moves else p.detach() for name, p in parameters.items()
-    }
+    stepped = {name: moves[name].stepped(p, h) if name in moves else p.detach() for name, p in parameters.items()}
     at = captured.features
     with torch.no_grad(), cut_nodes(network, lambda i, f: visit(i, like(at[i], f) - at[i], 1 / h)):
         call(network, stepped, batch[0])
@@ -66,7 +64,19 @@ def _stepped(parameters: Parameters, moves: Moves, h: float) -> dict[str, Tensor
 
 
 def _unit_step(parameters: Parameters, moves: Moves) -> float:
-    """The h that would move the parameters by their own norm."""
-    size = math.hypot(*(norm(parameters[name]) for name in moves))
-    speed = math.hypot(*(move.rate * norm(move.direction) for move in moves.values()))
+    """The h that would move the parameters by their own norm, which of a large tensor is taken from a sample."""
+    size = math.hypot(*(_rough_norm(parameters[name]) for name in moves))
+    speeds = (move.rate * (norm(move.direction) if move.size is None else move.size) for move in moves.values())
+    speed = math.hypot(*speeds)
     return (size or 1.0) / speed if speed else 1.0
+
+
+SAMPLE = 2**16
+"""Numbers of a tensor that tell its norm well enough for the size of a step."""
+
+
+def _rough_norm(x: Tensor) -> float:
+    every = x.numel() // SAMPLE
+    if every < 2 or not x.is_contiguous():
+        return norm(x)
+    return norm(x.detach().view(-1)[::every]) * math.sqrt(every)

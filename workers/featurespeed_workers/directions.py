@@ -6,6 +6,7 @@ A step of rate η is ``w ← w − η · u``; here is u, for every optimizer as 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -17,6 +18,8 @@ from torch.optim._muon import muon  # its step as a function; torch exports the 
 from featurespeed.contract import Muon, Optimizer, OptimizerName
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import SignSgd
+from featurespeed_workers.passes import chunks
+from featurespeed_workers.sharded import is_sharded
 
 State = Mapping[str, Any]
 """What torch.optim keeps of a parameter: momentum_buffer, or step, exp_avg, exp_avg_sq; empty before a first step."""
@@ -99,6 +102,24 @@ class UpdateRule:
         if self.weight_decay and self.name in _DECOUPLED:
             update = update.add_(weight, alpha=self.weight_decay)
         return update if self.gain == 1 else update * self.gain
+
+    def starts_in_place(self, gradient: Tensor, state: State) -> bool:
+        """Whether :meth:`start_in_place` gives this rule's direction at this state."""
+        plain = not (self.weight_decay or state) and self.gain == 1 and gradient.dtype in (torch.float32, torch.float64)
+        return self.name in ("adam", "adamw") and plain and not is_sharded(gradient) and gradient.is_contiguous()
+
+    def start_in_place(self, gradient: Tensor) -> tuple[float, float]:
+        """Turn a gradient g into Adam's first direction u = g/(|g| + ε) in its own memory; (⟨g, u⟩, ‖u‖_2).
+
+        Piece by piece, so that each comes from memory once.
+        """
+        products, squares = [], []
+        for g in chunks(gradient):
+            u = g / g.abs().add_(self.eps)
+            products.append(float(torch.dot(g, u)))
+            squares.append(float(torch.dot(u, u)))
+            g.copy_(u)
+        return math.fsum(products), math.sqrt(math.fsum(squares))
 
     def _undecayed(self, gradient: Tensor, state: State) -> Tensor:
         if self.name == "sgd":

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -136,14 +137,19 @@ def _measure(
     with same_randomness(device) as rewind:
         captured = capture(setting.network, parameters, batch, setting.loss_function)
         shared = _shared_storage([*captured.features, *captured.backward, *captured.gradients.values()])
-        updates = {name: _update(setting, name, parameters[name], captured) for name in list(captured.gradients)}
+        updates = {
+            name: _update(setting, name, parameters[name], captured, shared) for name in list(captured.gradients)
+        }
         slopes = {name: update.slope for name, update in updates.items()}
         by_name = _rates(setting.network, slopes, rates)
         etas = {n: rate_of(by_name, b.name, n) for b in setting.network.blocks for n in b.parameters if n in updates}
         unit = _speed_unit(updates, etas)
         moves = {
             name: velocity.Move(
-                eta / unit, updates[name].direction, spare=_storage(updates[name].direction) not in shared
+                eta / unit,
+                updates[name].direction,
+                spare=_storage(updates[name].direction) not in shared,
+                size=updates[name].direction_norm,
             )
             for name, eta in etas.items()
             if eta != 0
@@ -158,18 +164,28 @@ class _Update:
     """Direction u of one parameter, ‖∇‖_2, and its slope, ⟨∇, u⟩ within."""
 
     direction: Tensor
+    direction_norm: float | None
+    """‖u‖_2, where it is known at no cost."""
     gradient_norm: float
     slope: Slope
 
 
-def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture) -> _Update:
-    """Takes the gradient out of ``captured``, so that its memory serves for the next parameter's direction."""
+def _update(setting: Setting, name: str, parameter: Tensor, captured: Capture, shared: set[int]) -> _Update:
+    """Takes the gradient out of ``captured``: its memory serves for this direction, or the next parameter's.
+
+    ``shared``: memory that others need too.
+    """
     gradient = captured.gradients.pop(name)
-    direction = _direction(setting.rule(name), parameter.detach(), gradient, setting.state(name))
-    size = norm(gradient)
-    contribution = size**2 if direction is gradient else inner(gradient, direction)
+    rule, state, size = setting.rule(name), setting.state(name), norm(gradient)
     epsilon = torch.finfo(gradient.dtype).eps
-    return _Update(direction, size, Slope(contribution, formula.rms(size, max(1, gradient.numel())), epsilon))
+    slope = partial(Slope, gradient_rms=formula.rms(size, max(1, gradient.numel())), epsilon=epsilon)
+    if rule.starts_in_place(gradient, state) and 1e-10 < size < 1e10 and _storage(gradient) not in shared:
+        contribution, length = rule.start_in_place(gradient)
+        return _Update(gradient, length, size, slope(contribution))
+    direction = _direction(rule, parameter.detach(), gradient, state)
+    if direction is gradient:
+        return _Update(direction, size, size, slope(size**2))
+    return _Update(direction, None, size, slope(inner(gradient, direction)))
 
 
 def _direction(rule: UpdateRule, parameter: Tensor, gradient: Tensor, state: State) -> Tensor:

@@ -144,7 +144,7 @@ def norm(x: Tensor) -> float:
         return math.sqrt(sharded.summed(norm(sharded.local(x)) ** 2, x))
     x = x.detach()
     precision = torch.promote_types(x.dtype, torch.float32)
-    found = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=precision)) for part in _chunks(x)))
+    found = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=precision)) for part in chunks(x)))
     return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
@@ -159,12 +159,13 @@ def inner(x: Tensor, y: Tensor) -> float:
         return sharded.summed(inner(sharded.local(x), sharded.local(y)), x)
     if x.dtype in (torch.bfloat16, torch.float16):
         x, y = x.float(), y.float()
-    found = math.fsum(float(torch.dot(a, b)) for a, b in zip(_chunks(x), _chunks(y), strict=True))
+    found = math.fsum(float(torch.dot(a, b)) for a, b in zip(chunks(x), chunks(y), strict=True))
     if 1e-25 < abs(found) < 1e25:
         return found
     return float(torch.dot(x.reshape(-1).double(), y.reshape(-1).double()))
 
 
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+def chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """The elements of ``x`` in pieces (views of it, if it is contiguous): of CHUNK on the CPU, else one."""
     flat = x.reshape(-1)
     return torch.split(flat, CHUNK) if x.device.type == "cpu" else (flat,)

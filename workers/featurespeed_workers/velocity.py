@@ -30,11 +30,18 @@ class Move:
     direction: Tensor
     spare: bool
     """Whether nobody else needs the direction, so that it may be overwritten: fresh memory is what costs."""
+    size: float | None = None
+    """‖u‖_2, if it is known."""
 
     def times(self, factor: float) -> Tensor:
         """factor · ẇ."""
         scale = -self.rate * factor
         return self.direction.mul_(scale) if self.spare else self.direction * scale
+
+    def stepped(self, parameter: Tensor, h: float) -> Tensor:
+        """w + h ẇ, in one pass over the memory."""
+        out = self.direction if self.spare and self.direction.dtype == parameter.dtype else None
+        return torch.add(parameter.detach(), self.direction, alpha=-self.rate * h, out=out)
 
 
 Moves = Mapping[str, Move]
