@@ -158,6 +158,19 @@ def test_what_does_not_go_with_a_graph_is_said(changes: dict[str, Any], field: s
     assert bound in error.bound
 
 
+@pytest.mark.parametrize(("width", "fits"), [(6, False), (7, True), (8, True)])
+def test_the_next_token_must_have_a_logit(width: int, fits: bool) -> None:
+    asked = document(TOKENS, {**HEAD, "width": width}, takes={"vocab_size": 7, "length": 3})
+    if fits:
+        parse_request(asked)
+        return
+    with pytest.raises(SpecError) as caught:
+        parse_request(asked)
+    [error] = caught.value.errors
+    assert error.field == "architecture.layers.1"
+    assert error.bound == "the next token is one of 7 classes, and the output has 6"
+
+
 def test_reserved_names_are_those_that_a_module_has_already() -> None:
     module = GraphModule(CASES["plain chain"].plan.nodes)
     taken = {name for name in {*dir(module), *dir(nn.Module())} if not name.startswith("_")}

@@ -38,6 +38,9 @@ def _check_data(request: JobRequest) -> None:
         raise ValueError(
             f"data.kind: {data.kind!r} has no tokens; {_described(architecture)} takes 'tokens' or 'dataset'"
         )
+    if isinstance(data, Tokens) and takes.per_position and takes.outputs < (classes := takes.vocab_size or 0):
+        field = f"architecture.{takes.outputs_field}"
+        raise ValueError(f"{field}: the next token is one of {classes} classes, and the output has {takes.outputs}")
     if isinstance(data, Digits):
         _check_digits(takes)
     if architecture.couples_examples and data.batch_size < 2:
