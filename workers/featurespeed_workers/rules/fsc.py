@@ -64,9 +64,11 @@ def fsc(
     def tell_round(round_: int) -> None:
         tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
 
-    # on the first batch alone to begin with, for a quarter of the work
-    first = rough_scale(lambda scale: try_scale(scale, 1), relative_sensitivity, tell_round)
-    found = find_output_scale(try_scale, relative_sensitivity, tell_round, first=first)
+    if isinstance(head, DrawnOutput) and head.immaterial(setting.network):
+        found = Found(try_scale(1.0), "its scale is immaterial, as with a norm after the output")
+    else:  # on the first batch alone to begin with, for a quarter of the work
+        first = rough_scale(lambda scale: try_scale(scale, 1), relative_sensitivity, tell_round)
+        found = find_output_scale(try_scale, relative_sensitivity, tell_round, first=first)
     trial, reached = found.trial, found.shortfall is None
     warnings = [
         *_drawn_text(output, drawn),

@@ -21,9 +21,9 @@ from featurespeed_workers.capture import capture
 from featurespeed_workers.errors import MeasurementError
 from featurespeed_workers.losses import first_of
 from featurespeed_workers.measurement import Setting
-from featurespeed_workers.network import Block
-from featurespeed_workers.passes import Batch, Parameters, call, norm, same_randomness
-from featurespeed_workers.rules.forward import multiply
+from featurespeed_workers.network import Block, Network
+from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, norm, same_randomness
+from featurespeed_workers.rules.forward import IMMATERIAL, multiply
 
 State = tuple[Parameters, Batch]
 """Where FL measures τ: parameters, and the batch to measure on."""
@@ -75,6 +75,22 @@ class DrawnOutput:
         for scalable in self.output.scalables:
             multiply(scaled, scalable, scale)
         return scaled
+
+    @torch.no_grad()
+    def immaterial(self, network: Network) -> bool:
+        """Whether the scale hardly shows in how the output differs between examples, as before a norm layer.
+
+        FL must not look for one then: only the norm's ε would answer.
+        """
+        inputs, _ = self.batches[0]
+        seen: list[torch.Tensor] = []
+        with same_randomness(next(iter(self.parameters.values())).device) as rewind:
+            for scale in (1.0, 1 / 8):
+                rewind()
+                with cut_nodes(network, lambda _, feature: seen.append(feature)):
+                    call(network, self.start(scale), inputs)
+        whole, small = (f - f.mean(dim=0) for f in (seen[len(network.blocks) - 1], seen[-1]))
+        return norm(small - whole) < IMMATERIAL * norm(whole)
 
     def first_rates(self, scale: float) -> dict[str, float]:
         """None."""
