@@ -163,6 +163,13 @@ FAULTS = {
     "missing buffer": ({"1__running_var": None}, "1.running_var", None, "tensor required, of shape [6]"),
     "unknown": ({"4__weight": torch.ones(2, 5)}, "4.weight", [2, 5], "the model has no parameter or buffer"),
     "nan": ({"0__weight": NAN}, "0.weight", "nan at index [2, 1]", "every entry must be finite"),
+    "overflow": (
+        {"3__weight": torch.full((3, 6), 1e300, dtype=torch.float64)}, "3.weight", "1e+300 at index [0, 0]",
+        "beyond the range of float32",
+    ),
+    "counter": (
+        {"1__num_batches_tracked": torch.tensor(2.5)}, "1.num_batches_tracked", "float32", "dtype must be int64",
+    ),
     "integers": ({"3__bias": torch.ones(3, dtype=torch.int32)}, "3.bias", "int32", "must be of real numbers"),
     "state shape": (
         {"optimizer__state__0__bias__exp_avg": torch.ones(5)}, "optimizer.state.0.bias.exp_avg", [5],
@@ -235,6 +242,51 @@ def test_the_state_of_another_optimizer_is_refused(saved) -> None:
             load_checkpoint(path, model, other)
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def a_part(model: nn.Sequential) -> nn.Module:
+    model[3] = torch.compile(model[3], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [lambda model: torch.compile(model, backend="eager"), a_part])
+def test_a_compiled_model_has_the_names_that_it_has_before(compiled, saved, tmp_path) -> None:
+    model, _, path = saved
+    plain = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    save_checkpoint(tmp_path / "compiled.safetensors", compiled(copy.deepcopy(model)))
+    weights = {key: tensor for key, tensor in plain.items() if not key.startswith("optimizer.")}
+    assert same(load_file(tmp_path / "compiled.safetensors"), weights)
+    fresh = compiled(net(1))
+    state = torch.optim.AdamW(fresh.parameters(), lr=0.01)
+    load_checkpoint(path, fresh, state)
+    assert same([p.detach() for p in fresh.parameters()], [p.detach() for p in model.parameters()])
+    save_checkpoint(tmp_path / "again.safetensors", fresh, state)
+    assert same(load_file(tmp_path / "again.safetensors"), plain)
+    reports = [
+        recommend(m, [batch()], blocks={"1": ["0"], "3": []}, optimizer="adamw", checkpoint=path)
+        for m in (net(1), torch.compile(net(1), backend="eager"))
+    ]
+    assert reports[0].recommendation.blocks == reports[1].recommendation.blocks
+    changed(path, **{"3__bias": torch.ones(4)})
+    with pytest.raises(SpecError) as caught:
+        load_checkpoint(path, compiled(net(1)))
+    assert [fault.field for fault in caught.value.errors] == ["checkpoint.3.bias"]
+
+
+def test_what_is_no_tensor_is_refused(tmp_path) -> None:
+    model, (inputs, targets) = net(), batch()
+    optimizer = torch.optim.LBFGS(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ValueError, match=r"optimizer: what it keeps as '.*' is a list, which is no tensor"):
+        save_checkpoint(tmp_path / "a.safetensors", model, optimizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_begins_as_the_optimizers_do_is_refused(tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file with a model's weights and its optimizer's state.
 
-A weight or buffer has its name in the model. What the optimizer keeps of a parameter is
+A weight or buffer has its name in the model before ``torch.compile``. What the optimizer keeps of a parameter is
 ``optimizer.state.<parameter>.<quantity>``, and its learning rate ``optimizer.param_groups.<parameter>.lr``: the keys of
 ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` with ``flatten_optimizer_state_dict``, after
 ``optimizer.``. A file with weights alone is a checkpoint too.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from featurespeed.contract import FieldError, SpecError
 from featurespeed.contract.validation import MOST_ERRORS
 from featurespeed_workers.directions import rules_of_groups
+from featurespeed_workers.eager import uncompiled
 from featurespeed_workers.optimizers import learning_rates_of, state_of
 
 OWN = "optimizer."
@@ -53,7 +54,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
     A file that was there is replaced in one step, when the new one is complete. Tied weights are written once. Raises
     ValueError for a parameter of the optimizer that is not the model's, and for names that begin with ``optimizer.``.
     """
-    tensors = _model_tensors(model)
+    tensors = {uncompiled(name): tensor for name, tensor in _model_tensors(model).items()}
     if reserved := [name for name in tensors if name.startswith(OWN)]:
         raise ValueError(f"model: the name {reserved[0]!r} begins with {OWN!r}, which is for the optimizer's state")
     tensors.update(_optimizer_tensors(model, _several(optimizer)))
@@ -132,7 +133,9 @@ class _Reading:
         self._file = file
         self._expected = _model_tensors(model)
         first = {id(p): name for name, p in model.named_parameters()}
-        self._first = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        tied = model.named_parameters(remove_duplicate=False)
+        self._first = {uncompiled(name): first[id(p)] for name, p in tied}
+        self._names = {uncompiled(name): name for name in self._expected} | self._first
         self._found = SavedState({}, {}, {})
 
     def result(self) -> SavedState:
@@ -147,22 +150,23 @@ class _Reading:
                     self._weight(key)
             except _Refused as refused:
                 faults.append(refused.fault)
-        blamed = {fault.field for fault in faults}
-        for name in [n for n in self._expected if n not in self._found.weights and f"checkpoint.{n}" not in blamed]:
-            faults.append(_fault(name, None, f"tensor required, of shape {list(self._expected[name].shape)}"))
+        blamed = {uncompiled(fault.field) for fault in faults}
+        for key, name in self._names.items():
+            if name not in self._found.weights and f"checkpoint.{key}" not in blamed and uncompiled(name) == key:
+                faults.append(_fault(key, None, f"tensor required, of shape {list(self._expected[name].shape)}"))
         _refuse(faults)
         return self._found
 
     def _weight(self, key: str) -> None:
-        name = self._first.get(key, key)
-        if name not in self._expected:
+        name = self._names.get(uncompiled(key))
+        if name is None:
             raise self._unknown(key, "the model has no parameter or buffer of this name")
         if name in self._found.weights:
             raise self._unknown(key, "is tied to another tensor, which the file has too")
         self._found.weights[name] = self._tensor(key, self._expected[name])
 
     def _state(self, key: str) -> None:
-        name, _, quantity = key.removeprefix(STATE).rpartition(".")
+        name, _, quantity = uncompiled(key).removeprefix(STATE).rpartition(".")
         if name not in self._first:
             raise self._unknown(key, f"the model has no parameter {name!r}")
         like = torch.zeros(()) if quantity == "step" else self._expected[self._first[name]]
@@ -170,8 +174,8 @@ class _Reading:
         self._found.state.setdefault(self._first[name], {})[quantity] = found
 
     def _rate(self, key: str) -> None:
-        name = key.removeprefix(RATES).removesuffix(".lr")
-        if key != f"{RATES}{name}.lr" or name not in self._first:
+        name = uncompiled(key).removeprefix(RATES).removesuffix(".lr")
+        if uncompiled(key) != f"{RATES}{name}.lr" or name not in self._first:
             known = f"{STATE}<parameter>.<quantity> and {RATES}<parameter>.lr"
             raise self._unknown(key, f"of the optimizer only {known} are known, of the model's parameters")
         found = self._tensor(key, torch.zeros((), dtype=torch.float64), least=0.0)
@@ -184,13 +188,18 @@ class _Reading:
             raise _Refused(key, shape, f"shape must be {list(like.shape)}")
         found: Tensor = self._file.get_tensor(key)
         if like.is_floating_point() and found.dtype not in FLOATS:
-            raise _Refused(key, str(found.dtype).removeprefix("torch."), "must be of real numbers")
-        if found.is_floating_point() and not torch.isfinite(found).all():
-            index = [int(i) for i in torch.nonzero(~torch.isfinite(found))[0]]
-            raise _Refused(key, f"{float(found[tuple(index)])} at index {index}", "every entry must be finite")
+            raise _Refused(key, _dtype(found), "must be of real numbers")
+        if not like.is_floating_point() and not torch.can_cast(found.dtype, like.dtype):
+            raise _Refused(key, _dtype(found), f"dtype must be {_dtype(like)}")
+        held = found.to(dtype=like.dtype)
+        if not (finite := torch.isfinite(held)).all():
+            index = [int(i) for i in torch.nonzero(~finite)[0]]
+            value = found[tuple(index)]
+            bound = f"beyond the range of {_dtype(like)}" if torch.isfinite(value) else "every entry must be finite"
+            raise _Refused(key, f"{value.item()} at index {index}", bound)
         if least is not None and bool((found < least).any()):
             raise _Refused(key, float(found.min()), f"every entry must be ≥ {least:g}")
-        return found.to(device=like.device, dtype=like.dtype)
+        return held.to(device=like.device)
 
     def _unknown(self, key: str, why: str) -> _Refused:
         return _Refused(key, list(self._file.get_slice(key).get_shape()), why)
@@ -198,6 +207,10 @@ class _Reading:
 
 def _fault(tensor: str | None, value: Any, bound: str) -> FieldError:
     return FieldError(field="checkpoint" if tensor is None else f"checkpoint.{tensor}", value=value, bound=bound)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _refuse(faults: list[FieldError]) -> None:
@@ -226,9 +239,12 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimi
             raise ValueError(f"optimizer: a parameter of shape {list(p.shape)} is none of the model's")
         for quantity, value in state_of(optimizers, p).items():
             if value is not None:  # the buffer of momentum 0
-                yield f"{STATE}{names[p]}.{quantity}", torch.as_tensor(value)
+                if not isinstance(value, Tensor | float | int):
+                    kind = type(value).__name__
+                    raise ValueError(f"optimizer: what it keeps as {quantity!r} is a {kind}, which is no tensor")
+                yield f"{STATE}{uncompiled(names[p])}.{quantity}", torch.as_tensor(value)
     for name, rate in learning_rates_of(optimizers, model).items():
-        yield f"{RATES}{name}.lr", torch.tensor(rate, dtype=torch.float64)
+        yield f"{RATES}{uncompiled(name)}.lr", torch.tensor(rate, dtype=torch.float64)
 
 
 def _writable(tensor: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ def as_given_to_compile(module: nn.Module) -> nn.Module:
     return module
 
 
+def uncompiled(name: str) -> str:
+    """The name of a parameter or buffer without what ``torch.compile`` of the model, or of a part, puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
     """Within, all that ``torch.compile`` has made runs uncompiled, and reentrant checkpointing is of the other kind.
