@@ -133,4 +133,4 @@ def _set(parameter: torch.nn.Parameter, advice: ParameterRecommendation) -> None
         parameter.normal_(advice.init_mean, advice.init_std)
         return
     noise = noise / largest  # so that no square over- or underflows
-    parameter.copy_(advice.init_mean + noise * (advice.init_std / noise.square().mean().sqrt()))
+    parameter.copy_(advice.init_mean + noise * (advice.init_std / noise.abs().square().mean().sqrt()))

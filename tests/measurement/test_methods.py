@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -180,6 +181,149 @@ def test_it_is_found_once_for_a_network() -> None:
         assert len(report.warnings) == 1
     # forward mode and double backward, each after a pass for the gradient; then the five of central differences
     assert counts == [2 + 2 + 5, 5, 5]
+
+
+def test_it_is_found_anew_where_another_operator_comes_up() -> None:
+    """One that loses the tangent without a word; the network was measured by forward mode before."""
+
+    class Changing(Library):
+        early = True
+
+        def forward(self, x):
+            return nn.Linear.forward(self, x).tanh() if self.early else super().forward(x)
+
+    model = chain(Changing)
+    network = network_of(model, BLOCKS)
+    before = measure(network, data())
+    model[1][1].early = False
+    after = measure(network, data())
+    assert [r.measurements[0].method for r in (before, after)] == ["exact", "double_backward"]
+    assert cosines(after) == pytest.approx(cosines(before), abs=1e-12)
+    assert "gives its forward-mode derivative wrong, or none" in after.warnings[0]
+
+
+class _MeanErrorTanh(_Tanh):
+    pass
+
+
+class NamedError(nn.Linear):
+    """What torch puts where a function is differentiable once is named so, too."""
+
+    def forward(self, x):
+        return _MeanErrorTanh.apply(super().forward(x))
+
+
+class Slope(nn.Linear):
+    """Takes a gradient in its forward pass, as energy models of molecules do."""
+
+    def forward(self, x):
+        return torch.autograd.grad(super().forward(x).tanh().sum(), x, create_graph=True)[0]
+
+
+class SlopeByHand(nn.Linear):
+    def forward(self, x):
+        return (1 - super().forward(x).tanh() ** 2) @ self.weight
+
+
+class OnlyWithGraph(nn.Linear):
+    """Another module where no gradient is asked for."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return (nn.functional.linear(y, self.weight) if torch.is_grad_enabled() else y).tanh()
+
+
+class TwiceByHand(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(super().forward(x), self.weight).tanh()
+
+
+class _NoSlopeAtZero(_Tanh):
+    @staticmethod
+    def backward(ctx, g):
+        size = g.norm()
+        return g / size * size * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class NoSlopeAtZero(nn.Linear):
+    def forward(self, x):
+        return _NoSlopeAtZero.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "twin", "method", "words"),
+    [
+        (NamedError, BuiltIn, "double_backward", "custom function '_MeanErrorTanh' has no forward-mode rule: "),
+        (Slope, SlopeByHand, "double_backward", "cannot run in forward mode, without a graph (element 0 of tensors"),
+        (
+            OnlyWithGraph,
+            TwiceByHand,
+            "double_backward",
+            "cannot run in forward mode, without a graph (a second pass on the ",
+        ),
+        (NoSlopeAtZero, BuiltIn, "central_difference", "the second derivative of a backward pass is not finite: "),
+    ],
+)
+def test_what_forward_mode_or_double_backward_cannot_do(kind, twin, method: str, words: str) -> None:
+    report, truth = measure(chain(kind), data(), blocks=BLOCKS), measure(chain(twin), data(), blocks=BLOCKS)
+    assert (report.measurements[0].method, truth.measurements[0].method) == (method, "exact")
+    assert words in report.warnings[0]
+    assert cosines(report) == pytest.approx(cosines(truth), abs=1e-12 if method == "double_backward" else 1e-8)
+
+
+class Spectral(nn.Module):
+    """A convolution by its spectrum, as Fourier neural operators have it; ``pairs``: of real numbers."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        spectrum = torch.randn(1, 5, dtype=torch.complex128, generator=torch.Generator().manual_seed(2))
+        self.spectrum = nn.Parameter(torch.view_as_real(spectrum) if pairs else spectrum)
+
+    def forward(self, x):
+        spectrum = self.spectrum if self.spectrum.is_complex() else torch.view_as_complex(self.spectrum)
+        return torch.fft.irfft(torch.fft.rfft(x) * spectrum, n=8)
+
+
+def spectral(pairs: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8).double(), Spectral(pairs), nn.Linear(8, 3).double())
+
+
+@pytest.mark.parametrize("method", ["exact", "double_backward", "central_difference"])
+@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, momentum=0.9, weight_decay=0.1)])
+def test_complex_parameters_are_pairs_of_real_ones(make, method: str) -> None:
+    reports = []
+    for pairs in (False, True):
+        model = spectral(pairs)
+        optimizer = make(model.parameters())
+        for x, y in data():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        asked = {"optimizer": optimizer, "blocks": BLOCKS[:3], "method": method}
+        reports.append((measure(model, data(), **asked, stability=True), recommend(model, data(), **asked)))
+    for found, truth in zip(*reports, strict=True):
+        assert found.measurements[0].method == method
+        assert not found.warnings
+        assert cosines(found) == pytest.approx(cosines(truth), abs=1e-12 if method != "central_difference" else 1e-7)
+    rates, scales = (
+        [[getattr(block, what) for block in report.recommendation.blocks] for _, report in reports]
+        for what in ("lr", "init_std")
+    )
+    assert rates[0] == pytest.approx(rates[1], rel=1e-6)
+    scales[1][1] *= math.sqrt(2)  # the standard deviation of complex numbers, as torch has it, is over the plane
+    assert scales[0] == pytest.approx(scales[1], rel=1e-6)
+    model = spectral(False)
+    reports[0][1].apply(model)
+    assert model[1].spectrum.abs().square().mean().sqrt().item() == pytest.approx(scales[0][1])
+
+
+def test_threads_wait_for_one_another() -> None:
+    batches, wanted = data(), measure(chain(BuiltIn), data(), blocks=BLOCKS).measurements
+    models = [chain(BuiltIn) for _ in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for report in pool.map(lambda model: measure(model, batches, blocks=BLOCKS), models):
+            assert report.measurements == wanted
 
 
 @pytest.mark.parametrize("kind", [Custom, OnceDifferentiable])

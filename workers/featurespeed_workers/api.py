@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,23 @@ Loss = LossName | LossFunction
 AnyOptimizer = OptimizerName | Optimizer | torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
+_ALONE = threading.RLock()
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Threads wait for one another: torch's forward mode, kernels' switches and random state are the process's."""
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _ALONE:
+            return function(*args, **kwargs)
+
+    return alone
+
+
+@_one_at_a_time
 def measure(
     model: Model,
     batches: Batches,
@@ -105,6 +124,7 @@ def measure(
     return assemble("measure", cells, spec_sha256=None, wall_seconds=time.perf_counter() - began)
 
 
+@_one_at_a_time
 def recommend(
     model: Model,
     batches: Batches,

@@ -18,7 +18,7 @@ from torch.optim._muon import muon  # its step as a function; torch exports the 
 from featurespeed.contract import Muon, Optimizer, OptimizerName
 from featurespeed_workers.network import Network
 from featurespeed_workers.optimizers import SignSgd
-from featurespeed_workers.passes import chunks
+from featurespeed_workers.passes import as_real, chunks
 from featurespeed_workers.sharded import is_sharded
 
 State = Mapping[str, Any]
@@ -96,6 +96,9 @@ class UpdateRule:
 
     def direction(self, weight: Tensor, gradient: Tensor, state: State) -> Tensor:
         """u for one parameter: the shape of ``weight``; may be ``gradient`` itself, which is never changed."""
+        if gradient.is_complex() and self.name != "muon":  # torch.optim steps pairs of real numbers
+            parts = {key: as_real(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+            return torch.view_as_complex(self.direction(as_real(weight), as_real(gradient), parts))
         if self.weight_decay and self.name not in _DECOUPLED:
             gradient = gradient.add(weight, alpha=self.weight_decay)
         update = self._undecayed(gradient, state)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -49,9 +50,10 @@ def by_first_that_works(fallback: Fallback, asked: Method, attempt: Callable[[Me
     if fallback.settled:
         try:
             found, slopes = attempt(fallback.method)
-            return replace(found, reason=fallback.reason), slopes
-        except NoRuleError:  # control flow has come to another operator
-            pass
+            if found.formula_residual <= fallback.largest_residual:
+                return replace(found, reason=fallback.reason), slopes
+        except NoRuleError:
+            pass  # control flow has come to another operator, as where a residual has grown
     return _settle(fallback, attempt)
 
 
@@ -72,5 +74,7 @@ def _settle(fallback: Fallback, attempt: Callable[[Method], Found]) -> Found:
             reasons.append("an operator gives its forward-mode derivative wrong, or none")
     assert best is not None  # differences need no rule
     fallback.method, fallback.settled = best[0].method, True
+    tolerated = SUSPICIOUS * max(best[0].formula_residual, residual_bound("exact", best[0].precision))
+    fallback.largest_residual = tolerated if best[0].method == "exact" else math.inf
     fallback.reason = " and ".join(dict.fromkeys(reasons)) if fallback.method != "exact" else None
     return replace(best[0], reason=fallback.reason), best[1]

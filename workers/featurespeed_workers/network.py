@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Fallback:
     reason: str | None = None
     """Which operator makes it necessary, in words."""
     settled: bool = False
+    largest_residual: float = math.inf
+    """Beyond it the method is looked for anew: another operator has come up, which loses the tangent."""
 
 
 @dataclass(frozen=True)

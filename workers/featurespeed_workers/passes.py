@@ -131,6 +131,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def as_real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, as torch.optim sees them; of real numbers the tensor itself."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
 CHUNK = 32_768
 """Elements that the CPU's kernels may add up in float32: over 64 million they are off by half a percent."""
 
@@ -142,7 +147,7 @@ def norm(x: Tensor) -> float:
     """
     if sharded.is_sharded(x):
         return math.sqrt(sharded.summed(norm(sharded.local(x)) ** 2, x))
-    x = x.detach()
+    x = as_real(x.detach())
     precision = torch.promote_types(x.dtype, torch.float32)
     found = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=precision)) for part in chunks(x)))
     return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(x, dtype=torch.float64))
@@ -154,9 +159,10 @@ def rms_by_name(module: nn.Module) -> dict[str, float]:
 
 
 def inner(x: Tensor, y: Tensor) -> float:
-    """⟨x, y⟩ over all coordinates, accumulated as :func:`norm` is."""
+    """⟨x, y⟩ over all (real) coordinates, accumulated as :func:`norm` is."""
     if sharded.is_sharded(x):
         return sharded.summed(inner(sharded.local(x), sharded.local(y)), x)
+    x, y = as_real(x), as_real(y)
     if x.dtype in (torch.bfloat16, torch.float16):
         x, y = x.float(), y.float()
     found = math.fsum(float(torch.dot(a, b)) for a, b in zip(chunks(x), chunks(y), strict=True))

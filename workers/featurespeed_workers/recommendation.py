@@ -95,16 +95,16 @@ def _mean_and_std(p: torch.Tensor, given: float | None) -> tuple[float, float]:
     """(value, 0) for a constant tensor (zero biases, unit gains), else (0, rms): weights are drawn about zero."""
     if given is not None and p.ndim > 1:
         return 0.0, given
-    first = float(p.flatten()[0])
+    first = p.flatten()[0].item()
     drawn = p.numel() == 1 and (p.ndim > 1 or first not in (0.0, 1.0))  # one number may be a draw that looks constant
-    constant = bool((p == first).all()) and not drawn
-    return (first, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
+    constant = bool((p == first).all()) and not drawn and first.imag == 0
+    return (first.real, 0.0) if constant else (0.0, norm(p) / math.sqrt(p.numel()))
 
 
 def _present(p: torch.Tensor) -> tuple[float, float]:
     """Mean and std over the entries of a tensor that stays as it is."""
-    entries = p.double()
-    return float(entries.mean()), float(entries.std(correction=0))
+    entries = p.to(torch.promote_types(p.dtype, torch.float64))  # which keeps complex numbers
+    return entries.mean().item().real, float(entries.std(correction=0))
 
 
 def recommendation(seeds: Sequence[SeedScaling]) -> Recommendation:

@@ -21,6 +21,13 @@ Recording = Sequence[tuple[Tensor, int]]
 """Outputs in the order of the calls, each with its version: one that has changed since is of no use."""
 
 
+class AnotherPassError(RuntimeError):
+    """The module calls other operators than in the first pass: it may ask whether a gradient is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__("a second pass on the same batch calls other operators than the first")
+
+
 class RecordedOutputs(TorchFunctionMode):
     """Within this context, keep the outputs of linear maps, convolutions and attention, in the order of the calls."""
 
@@ -56,12 +63,18 @@ class ReusedOutputs(TorchFunctionMode):
         given = kwargs or {}
         if func not in _TANGENTS:
             return func(*args, **given)
-        output, version = next(self._recording)
+        output, version = next(self._recording, (None, 0))
+        if output is None:
+            raise AnotherPassError
         changed = output._version != version  # in place, by what came after
         tangent = NotImplemented if changed or _autocasts(output) else _TANGENTS[func](*args, **given)
         if tangent is NotImplemented:
             return func(*args, **given)
-        return output if tangent is None else fwad.make_dual(output, tangent.reshape(output.shape))  # type: ignore[no-untyped-call]
+        if tangent is None:
+            return output
+        if tangent.numel() != output.numel():
+            raise AnotherPassError
+        return fwad.make_dual(output, tangent.reshape(output.shape))  # type: ignore[no-untyped-call]
 
 
 def _autocasts(output: Tensor) -> bool:

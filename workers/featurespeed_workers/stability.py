@@ -18,7 +18,17 @@ from featurespeed_workers.balance import rate_of
 from featurespeed_workers.capture import Capture, capture
 from featurespeed_workers.measurement import Setting, StateMeasurement
 from featurespeed_workers.network import Network
-from featurespeed_workers.passes import Batch, Parameters, cut_nodes, forward, inner, norm, same_randomness, under
+from featurespeed_workers.passes import (
+    Batch,
+    Parameters,
+    as_real,
+    cut_nodes,
+    forward,
+    inner,
+    norm,
+    same_randomness,
+    under,
+)
 from featurespeed_workers.velocity import plain_kernels
 
 
@@ -124,7 +134,7 @@ def _second_derivatives(
             moving = [trained[name] for name in velocity]
             gradients = torch.autograd.grad(loss, moving, create_graph=True, allow_unused=True)
             pairs = zip(gradients, velocity.values(), strict=True)
-            slope = sum(((g * v).sum() for g, v in pairs if g is not None), torch.zeros_like(loss))
+            slope = sum(((as_real(g) * as_real(v)).sum() for g, v in pairs if g is not None), torch.zeros_like(loss))
             for node in nodes:
                 node.retain_grad()
             if slope.requires_grad:  # else the loss is linear in all that moves

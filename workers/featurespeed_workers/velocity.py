@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from featurespeed_workers import sharded
 from featurespeed_workers.capture import Capture
 from featurespeed_workers.network import Network
-from featurespeed_workers.passes import Batch, Parameters, call, cut_nodes, forward, under
-from featurespeed_workers.reuse import ReusedOutputs
+from featurespeed_workers.passes import Batch, Parameters, as_real, call, cut_nodes, forward, under
+from featurespeed_workers.reuse import AnotherPassError, ReusedOutputs
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,19 @@ def exact(
         }
         try:
             call(network, duals, batch[0])
-        except RuntimeError as error:  # NotImplementedError is one; custom functions in C++ raise the plain kind
-            if isinstance(error, NotImplementedError) or "jvp" in str(error):
-                raise NoRuleError(f"{_operator(error)} has no forward-mode rule") from error
-            raise
+        except RuntimeError as error:
+            if (why := _why_not_forward(error)) is None:
+                raise
+            raise NoRuleError(why) from error
+
+
+def _why_not_forward(error: RuntimeError) -> str | None:
+    """Why another method has to do; ``None`` for what is no matter of differentiation."""
+    if isinstance(error, NotImplementedError) or "jvp" in str(error):  # custom functions in C++ raise the plain kind
+        return f"{_operator(error)} has no forward-mode rule"
+    if isinstance(error, AnotherPassError) or "does not require grad" in str(error):
+        return f"the module cannot run in forward mode, without a graph ({str(error).splitlines()[0]})"
+    return None
 
 
 def double_backward(
@@ -102,7 +111,10 @@ def double_backward(
         except RuntimeError as error:  # torch has a dozen ways to say so; no memory is another reason to go on
             raise NoRuleError(f"{_operator(error)} cannot be differentiated twice") from error
 
-    for i, found in enumerate(under(network, leaves, action)):
+    velocities = under(network, leaves, action)
+    if not all(bool(torch.isfinite(x).all()) for x in velocities if x is not None):
+        raise NoRuleError("the second derivative of a backward pass is not finite")
+    for i, found in enumerate(velocities):
         visit(i, found, 1.0)
 
 
@@ -111,7 +123,7 @@ def _transposed(nodes: list[Tensor], moving: Parameters, moves: Moves) -> list[T
     dummies = [torch.zeros_like(f, requires_grad=True) for f in reached]
     pulled = torch.autograd.grad(reached, list(moving.values()), dummies, create_graph=True, allow_unused=True)
     pairs = zip(pulled, moves.values(), strict=True)
-    terms = [(g * move.times(1.0)).sum() for g, move in pairs if g is not None and g.requires_grad]
+    terms = [(as_real(g) * as_real(move.times(1.0))).sum() for g, move in pairs if g is not None and g.requires_grad]
     slope = torch.stack(terms).sum() if terms else None
     if slope is None:
         return [None] * len(nodes)
@@ -127,7 +139,7 @@ def _check_differentiable(x: Tensor) -> None:
         node = left.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if "Error" in node.name():
+            if node.name() == "torch::autograd::Error":
                 raise RuntimeError("a function marked with once_differentiable")
             left.extend(parent for parent, _ in node.next_functions)
 
