@@ -151,6 +151,29 @@ def test_with_a_key(guarded_api, browser, tmp_path):
     assert browser.complaints == [], browser.complaints
 
 
+def test_the_reference_needs_nobody_else(api, browser):
+    """Swagger UI shows every operation, asks this service alone, and stays within its policy; see OFFLINE."""
+    open_page(browser, api, "docs")
+    browser.until("document.querySelectorAll('.opblock').length > 10")
+    document = api.http.get("/openapi.json").json()
+    declared = {f"{method.upper()} {path}" for path, operations in document["paths"].items() for method in operations}
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('.opblock')].map(b => b.querySelector('.opblock-summary-method').innerText"
+        " + ' ' + b.querySelector('.opblock-summary-path').dataset.path)"
+    )
+    assert set(shown) == declared
+    browser.evaluate("document.querySelector('.opblock-summary-control').click()")
+    browser.until("!!document.querySelector('.opblock-body .responses-wrapper')")
+    picture(browser, "docs")
+    asked = browser.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert len(asked) >= 4
+    assert [address for address in asked if not address.startswith((str(api.http.base_url), "data:"))] == []
+    policy = api.http.get("/docs").headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self';" in policy
+    assert "http" not in policy
+    assert browser.complaints == [], browser.complaints
+
+
 def test_an_unknown_job_is_told(api, browser):
     open_page(browser, api, "#/jobs/job_none")
     browser.until(f"{TEXT}.includes('no job has the id')")

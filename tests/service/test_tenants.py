@@ -24,8 +24,6 @@ OPEN = {
     "/readyz",
     "/v1/schema",
     "/docs",
-    "/docs/oauth2-redirect",
-    "/redoc",
     "/openapi.json",
 }
 """What needs no key: nothing of it tells of jobs."""

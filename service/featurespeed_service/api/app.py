@@ -61,7 +61,14 @@ def create_app(settings: Settings, store: SqlStore) -> FastAPI:
     """
     gate = Gate(store.keys, required=bool(settings.require_keys))
     metrics, stopping = Metrics(__version__), asyncio.Event()
-    app = _Application(title="featurespeed", version=__version__, description=DESCRIPTION, redirect_slashes=False)
+    app = _Application(
+        title="featurespeed",
+        version=__version__,
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages ask others for their scripts; /docs is routes/web.py's
+        redoc_url=None,
+    )
     health = Look(lambda: (store.revision(), store.last_heartbeat()))
     app.state.context = Context(
         settings,

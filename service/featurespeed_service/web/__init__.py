@@ -1,1 +1,1 @@
-"""The web page: files of its own, and plotly's JavaScript from the Python package."""
+"""The web page and the interactive reference: our files, and the JavaScript of plotly and Swagger UI from packages."""

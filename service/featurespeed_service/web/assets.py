@@ -19,7 +19,7 @@ POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
-        "style-src 'self' 'unsafe-inline'",  # plotly writes style elements and attributes
+        "style-src 'self' 'unsafe-inline'",  # plotly and Swagger UI write style elements and attributes
         "connect-src 'self'",
         "img-src data: blob:",
         "base-uri 'none'",
@@ -27,22 +27,29 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
-"""The content security policy of the page: nothing of others, and no script or style within the page."""
+"""The content security policy of both pages: nothing of others, and no script or style within the page."""
 
 
 @cache
-def table() -> Mapping[str, Traversable]:
-    """Every file there is: nothing else is ever read."""
-    own = files("featurespeed_service.web").joinpath("static")
-    figures = files("featurespeed.figures").joinpath("assets")
-    found = {file.name: file for file in own.iterdir() if file.name.rpartition(".")[2] in TYPES}
-    found |= {name: figures.joinpath(name) for name in ("figures.js", "figures.css")}
-    found["plotly.js"] = files("plotly").joinpath("package_data", "plotly.min.js")
-    return found
+def table() -> Mapping[str, tuple[str, str]]:
+    """Every file there is, as a package and a path in it: nothing else is ever read."""
+    own, figures = "featurespeed_service.web", ("figures.js", "figures.css")
+    swagger = ("swagger-ui.css", "swagger-ui-bundle.js")
+    return {
+        **{file.name: (own, f"static/{file.name}") for file in files(own).joinpath("static").iterdir() if _shown(file)},
+        **{name: ("featurespeed.figures", f"assets/{name}") for name in figures},
+        **{name: ("fastapi_offline", f"static/{name}") for name in swagger},
+        "plotly.js": ("plotly", "package_data/plotly.min.js"),
+    }
+
+
+def _shown(file: Traversable) -> bool:
+    return file.name.rpartition(".")[2] in TYPES
 
 
 @cache
 def content(name: str) -> tuple[bytes, str]:
     """Content and ETag of a file of the table."""
-    raw = table()[name].read_bytes()
+    package, path = table()[name]
+    raw = files(package).joinpath(path).read_bytes()
     return raw, f'"{sha256(raw).hexdigest()[:32]}"'

@@ -19,6 +19,12 @@ def page(if_none_match: Annotated[str | None, Header()] = None) -> Response:
     return _file("index.html", if_none_match)
 
 
+@router.get("/docs")
+def docs(if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """The interactive reference."""
+    return _file("docs.html", if_none_match)
+
+
 @router.get("/static/{name}")
 def static(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """A file of the web page."""
