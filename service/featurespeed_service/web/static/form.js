@@ -17,7 +17,7 @@ export function schemaForm(root, schema, value) {
   function build(raw, path, given, required, name) {
     const part = resolve(raw);
     const options = (part.anyOf || part.oneOf || []).filter(option => option.type !== "null");
-    if (part.const !== undefined) return { element: "", read: () => part.const };
+    if (part.const !== undefined) return { element: "", read: () => required ? part.const : given };
     if (part.discriminator || part.oneOf?.[0]?.discriminator) return union(part, path, given, required, name);
     if (options.length === 1) return build({ ...without(part, "anyOf", "oneOf"), ...resolve(options[0]) }, path, given, false, name);
     if (options.length > 1 && options.some(option => resolve(option).discriminator)) {
@@ -96,7 +96,8 @@ export function schemaForm(root, schema, value) {
       read = () => input.checked === (fallback ?? false) && given === undefined ? undefined : input.checked;
     } else {
       const text = given === undefined ? "" : typeof given === "string" ? given : JSON.stringify(given);
-      input = h("input", { id, value: text, placeholder: fallback === undefined || fallback === null ? "" : typeof fallback === "string" ? fallback : JSON.stringify(fallback), autocomplete: "off", spellcheck: false });
+      const long = part.type === "array" && !isNumber(part.items);
+      input = h(long ? "textarea" : "input", { id, value: long && given ? JSON.stringify(given, null, 1) : text, placeholder: fallback === undefined || fallback === null ? "" : typeof fallback === "string" ? fallback : JSON.stringify(fallback), autocomplete: "off", spellcheck: false });
       read = () => input.value.trim() === "" ? undefined : parsed(input.value.trim());
     }
     const hint = bounds(part, options);
@@ -120,9 +121,11 @@ const label = name => name.replaceAll("_", " ");
 const told = value => value === undefined || value === null ? "" : ` (${value})`;
 const fault = () => h("span", { className: "fault", hidden: true });
 
+const isNumber = items => ["integer", "number"].includes(items?.type);
+
 function bounds(part, options) {
   if (options.length > 1) return options.map(one => one.title || one.const || one.type).join(" or ") + ", as JSON";
-  if (part.type === "array") return "a list, as 0, 1, 2";
+  if (part.type === "array") return isNumber(part.items) ? "a list, as 0, 1, 2" : "a list, as JSON";
   if (part.type === "object") return "names and values, as JSON";
   const low = part.minimum ?? part.exclusiveMinimum, high = part.maximum ?? part.exclusiveMaximum;
   const kind = { integer: "whole number", number: "number", string: "" }[part.type] || "";
@@ -146,7 +149,7 @@ export function showFaults(element, errors) {
     told.textContent = `${error.bound}${error.value === null ? "" : ` (got ${JSON.stringify(error.value)})`}`;
     told.id ||= `fault-${++count}`;
     told.hidden = false;
-    const input = place.querySelector("input, select");
+    const input = place.querySelector("input, select, textarea");
     input?.setAttribute("aria-invalid", "true");
     input?.setAttribute("aria-describedby", [place.querySelector(".hint")?.id, told.id].filter(Boolean).join(" "));
     return false;
