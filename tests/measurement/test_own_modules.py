@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featurespeed.defaults import FEATURE_STEPS, RELATIVE_SENSITIVITY
@@ -334,6 +335,36 @@ def test_a_zero_head_is_scaled_as_if_drawn_and_probed_so() -> None:
     )
     after = measure(model, batches, optimizer="sgd").measurements[0]
     assert all(layer.gradient_norm.mean > 0 for layer in after.layers)
+
+
+LOSSES = {
+    "shape (2,)": lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"),
+    "got float": lambda outputs, y: 1.0,
+    "got NoneType": lambda outputs, y: None,
+    "got torch.int64": lambda outputs, y: outputs.argmax(1).sum(),
+    "got torch.complex": lambda outputs, y: outputs.sum() * 1j,
+    "no gradient leads from it": lambda outputs, y: outputs.detach().sum(),
+}
+
+
+@pytest.mark.parametrize("words", LOSSES)
+def test_a_loss_that_has_no_gradient_is_told(words: str) -> None:
+    model, data = two_blocks(nn.Linear(4, 4), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"^loss: ") as caught:
+        measure(model, data, loss=LOSSES[words])
+    assert words in str(caught.value)
+
+
+def test_arguments_of_the_wrong_kind_are_told() -> None:
+    model, data = two_blocks(nn.Linear(4, 4), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"^batches: each must be a pair of inputs and targets, got Tensor$"):
+        measure(model, [data[0][0]])
+    with pytest.raises(ValueError, match=r"^seeds: must be a sequence of whole numbers"):
+        measure(model, data, seeds=3)
+    with pytest.raises(ValueError, match=r"^optimizer: 3 is neither a name"):
+        measure(model, data, optimizer=3)
+    with pytest.raises(ValueError, match=r"^model: has no parameters"):
+        measure(nn.Sequential(nn.ReLU(), nn.Tanh()), data, blocks=["0", "1"])
 
 
 def test_the_default_of_a_module_are_its_own_weights() -> None:

@@ -231,13 +231,18 @@ def _resumed(setting: Setting, optimizer: AnyOptimizer, checkpoint: bool | str |
 
 
 def _sequence(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> Sequence[torch.optim.Optimizer]:
-    return [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    found = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    if not isinstance(found, Sequence) or not all(isinstance(one, torch.optim.Optimizer) for one in found):
+        raise ValueError(f"optimizer: {optimizer!r} is neither a name nor a torch optimizer, nor several in a list")
+    return found
 
 
 def _check(method: str, granularity: str, seeds: Sequence[int], **positive: float) -> None:
     for name, value, known in (("method", method, Method), ("granularity", granularity, Granularity)):
         if value not in get_args(known):
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(known))}")
+    if not isinstance(seeds, Sequence) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds: must be a sequence of whole numbers, as (0, 1, 2), got {seeds!r}")
     if not seeds:
         raise ValueError("seeds: at least one is needed, got none")
     if len(set(seeds)) != len(seeds):
@@ -292,7 +297,15 @@ def _first(batches: Batches, seed: int, count: int) -> list[Batch]:
         found = list(islice(iter(given), count))
     if not found:
         raise ValueError("batches: at least one is needed, got none")
+    _check_pairs(found)
     return found
+
+
+def _check_pairs(batches: Sequence[object]) -> None:
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            what = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+            raise ValueError(f"batches: each must be a pair of inputs and targets, got {what}")
 
 
 def _setting(network: Network, loss: Loss, optimizer: AnyOptimizer, method: Method, *, own_rates: bool) -> Setting:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from featurespeed_workers import sharded
 from featurespeed_workers.errors import MeasurementError
-from featurespeed_workers.losses import LossFunction
+from featurespeed_workers.losses import LossFunction, checked
 from featurespeed_workers.network import Network
 from featurespeed_workers.passes import Batch, Parameters, cut_nodes, forward, under
 from featurespeed_workers.reuse import RecordedOutputs, Recording
@@ -40,7 +40,8 @@ class Capture:
 def capture(network: Network, parameters: Parameters, batch: Batch, loss_function: LossFunction) -> Capture:
     """f_l, b_l and gradients at ``parameters``; those that do not require a gradient count as frozen.
 
-    Raises MeasurementError where a feature, the loss or a gradient is not finite, naming the first layer concerned.
+    Raises MeasurementError where a feature, the loss or a gradient is not finite, naming the first layer concerned;
+    ValueError for a loss that is not one real number with a gradient.
     """
     if network.mesh is not None:
         return _capture_sharded(network, network.mesh, parameters, batch, loss_function)
@@ -60,7 +61,7 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
 
     def action(module: nn.Module) -> Capture:
         with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
-            loss = loss_function(forward(module, inputs), targets)
+            loss = checked(loss_function(forward(module, inputs), targets))
         _check_features(network, features, versions, loss)
         wanted = [*features, *trained.values()]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -98,7 +99,7 @@ def _capture_sharded(
 
     def action(module: nn.Module) -> Capture:
         with torch.enable_grad(), cut_nodes(network, keep), RecordedOutputs() as recorded:
-            loss = loss_function(forward(module, inputs), targets)
+            loss = checked(loss_function(forward(module, inputs), targets))
         whole = [sharded.over_ranks(f.detach(), mesh) for f in features]
         mean = sharded.summed(loss.item(), whole[-1]) / mesh.size()
         _check_features(network, features, versions, torch.tensor(mean))

@@ -31,6 +31,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
+def checked(loss: Any) -> Tensor:
+    """What a loss function returned, if a gradient can be taken of it; else ValueError says what it is."""
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"loss: must return a tensor of one number, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss: must return one number, got shape {tuple(loss.shape)}; take the mean or the sum")
+    if not loss.is_floating_point():
+        raise ValueError(f"loss: must return a real number, got {loss.dtype}")
+    if not loss.requires_grad:
+        raise ValueError("loss: no gradient leads from it to the model; it is detached, or made of what has none")
+    return loss
+
+
 def own_loss(outputs: Any, targets: Any = None) -> Tensor:
     """The loss that a Hugging Face model returns where labels are among its inputs; ``targets`` are not looked at."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]

@@ -40,6 +40,8 @@ def network_of(
     module = as_given_to_compile(module)
     check_module(module)
     mesh = sharded.mesh_of(module)
+    if not any(True for _ in module.parameters()):
+        raise ValueError("model: has no parameters: there is nothing to initialize or to train")
     if blocks is None and inputs is not None:
         blocks = found_blocks(module, inputs)
     chosen = _owned(module, blocks)
