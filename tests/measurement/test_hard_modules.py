@@ -307,3 +307,37 @@ def test_everything_is_restored_when_a_pass_fails(nth: int) -> None:
     assert calls == nth  # the failing pass was the last one
     assert all(now is then for now, then in zip(model.parameters(), tensors, strict=True))
     assert torch.equal(outputs(), before)
+
+
+class _Weighted(torch.autograd.Function):
+    """Σ w c, whose gradient is the user's own tensor c."""
+
+    @staticmethod
+    def forward(ctx, w, c):
+        ctx.c = c
+        return (w * c).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        assert g.shape == ()
+        return ctx.c, None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_a_gradient_that_is_a_tensor_of_the_users_is_not_written_to(optimizer: str, method: str) -> None:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.c = nn.Parameter(torch.ones(8)), torch.arange(8.0).double()
+
+        def forward(self, x):
+            return x.square().mean() + _Weighted.apply(self.w, self.c)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Loss()).double()
+    asked = {"blocks": ["0", "1"], "optimizer": optimizer, "method": method, "loss": lambda output, _: output}
+    reports = [measure(model, [(torch.ones(4, 6).double(), None)], **asked) for _ in range(2)]
+    assert model[1].c.equal(torch.arange(8.0).double())
+    assert reports[0].measurements == reports[1].measurements
+    assert reports[0].measurements[0].formula_residual < 1e-6

@@ -6,10 +6,11 @@ f_l and b_l have the shape of the block's output, batch and position axes includ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from featurespeed_workers import sharded
 from featurespeed_workers.errors import MeasurementError
@@ -64,10 +65,13 @@ def capture(network: Network, parameters: Parameters, batch: Batch, loss_functio
             loss = checked(loss_function(forward(module, inputs), targets))
         _check_features(network, features, versions, loss)
         wanted = [*features, *trained.values()]
+        foreign = _passes_custom_function(loss)
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         known = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
         by_parameter = dict(zip(trained, known[len(features) :], strict=True))
         _check_dense(by_parameter)
+        if foreign:
+            by_parameter = {name: g.clone() for name, g in by_parameter.items()}
         return Capture(
             loss=loss.item(),
             features=[f.detach() for f in features],
@@ -140,6 +144,20 @@ def _check_features(network: Network, features: list[Tensor], versions: list[int
             if not torch.isfinite(feature).all():
                 raise MeasurementError("not-finite", f"the features of block {name!r} are not finite")
         raise MeasurementError("not-finite", f"the loss is {loss.item()}, with finite features in every block")
+
+
+def _passes_custom_function(loss: Tensor) -> bool:
+    """Whether a gradient may be a tensor that the user keeps: gradients' memory is written to later."""
+    seen: set[Any] = set()
+    left: list[Any] = [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            if isinstance(node, BackwardCFunction):
+                return True
+            seen.add(node)
+            left.extend(before for before, _ in node.next_functions)
+    return False
 
 
 def _check_dense(gradients: dict[str, Tensor]) -> None:
