@@ -335,6 +335,7 @@ def test_two_processes_never_wait_for_a_measurement(tmp_path, case: str) -> None
     ("arguments", "message"),
     [
         ({"every": 0}, "every: must be at least 1, got 0"),
+        ({"every": 2.5}, "every: must be a whole number, a collection of them or a function, got 2.5"),
         ({"loss": "hinge"}, "loss: 'hinge' is not one of mse, cross_entropy"),
         ({"method": "guess"}, "method: 'guess' is not one of exact, double_backward, central_difference, fin"),
         ({"to": 7}, "to: 7 is neither a path, nor a callable, nor has it add_scalar"),

@@ -213,6 +213,41 @@ def test_features_keep_their_pace_unless_another_is_asked_for(kind, tmp_path) ->
         assert report.recommendation.feature_step < 1.2
 
 
+def test_a_learning_rate_that_is_not_known_is_told(tmp_path) -> None:
+    """κ is then that of a start, which may be a hundred times the present pace."""
+    model, optimizers = trained("adamw")
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, model, optimizers)
+    asks = {"blocks": BLOCKS, "optimizer": "adamw", "checkpoint": path}
+    assert not any("not known" in warning for warning in recommend(net(), four(), **asks).warnings)
+    every = load_file(path)
+    rates = [name for name in every if name.endswith(".lr")]
+    names = [name for name, _ in model.named_parameters()]
+    for gone, told in (
+        ([f"optimizer.param_groups.{names[1]}.lr"], f"learning rate of {names[1]!r} is not known"),
+        (rates, f"learning rate of {names[0]!r} and {len(names) - 1} more is not known"),
+    ):
+        save_file({name: t for name, t in every.items() if name not in gone}, path)
+        [warning] = [w for w in recommend(net(), four(), **asks).warnings if "not known" in w]
+        assert told in warning
+
+
+def test_what_is_frozen_may_be_in_no_group_of_the_optimizer(tmp_path) -> None:
+    model = net()
+    frozen = next(iter(model.parameters())).requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p is not frozen], lr=0.001)
+    for b in four():
+        optimizer.zero_grad()
+        loss_of(model, b).backward()
+        optimizer.step()
+    save_checkpoint(tmp_path / "a.safetensors", model, optimizer)
+    reports = [
+        recommend(model, four(), optimizer=optimizer, blocks=BLOCKS, checkpoint=where)
+        for where in (True, tmp_path / "a.safetensors")
+    ]
+    assert reports[0].recommendation == reports[1].recommendation
+
+
 def test_scales_are_told_and_stay() -> None:
     model, optimizers = trained("adamw")
     report = recommend(model, four(), optimizer=optimizers, blocks=BLOCKS, checkpoint=True, granularity="tensor")

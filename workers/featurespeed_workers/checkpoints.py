@@ -108,9 +108,10 @@ def check_state(saved: SavedState, model: nn.Module, keeps: Callable[[str], Sequ
     """
     faults = []
     for name, p in model.named_parameters():
-        wanted, found = keeps(name), saved.state.get(name, {})
+        found = saved.state.get(name, {})
         if not found or not p.requires_grad:
             continue
+        wanted = keeps(name)
         what = f"the optimizer keeps {' and '.join(wanted) or 'nothing'} of this parameter"
         faults += [_fault(f"{STATE}{name}.{q}", list(t.shape), what) for q, t in found.items() if q not in wanted]
         bound = "tensor required, of shape {}: " + what

@@ -34,10 +34,26 @@ class Resumed:
     @property
     def present(self) -> dict[str, float] | None:
         """The learning rates by name, also of blocks, which have none of their own; ``None`` if one is not known."""
-        trained = {name for name, p in self.setting.network.module.named_parameters() if p.requires_grad}
-        if not trained <= self.learning_rates.keys():
+        if self._without_rate:
             return None
         return {**dict.fromkeys((block.name for block in self.setting.network.blocks), 0.0), **self.learning_rates}
+
+    @property
+    def _without_rate(self) -> list[str]:
+        parameters = self.setting.network.module.named_parameters()
+        return [name for name, p in parameters if p.requires_grad and name not in self.learning_rates]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """``warnings``, and which learning rate is not known: nobody can then tell the pace that features have."""
+        if not (missing := self._without_rate):
+            return self.warnings
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        doubt = (
+            f"the present learning rate of {missing[0]!r}{others} is not known: before, it is taken to be "
+            f"{PYTORCH_LEARNING_RATE:g} everywhere; κ, unless given, is the optimizer's default, not the present pace"
+        )
+        return (*self.warnings, doubt)
 
     @classmethod
     def of(cls, setting: Setting, learning_rates: Mapping[str, float]) -> Self:
@@ -96,6 +112,6 @@ def resumed_cell(
     before, doubts = measured_state(setting, parameters, batch, resumed.present or default, present)
     found = measure_state(setting, parameters, batch, scaling.rates)
     after, more = seed_state(setting, parameters, batch, found, new)
-    warnings = (*resumed.warnings, *(f"before, {w}" for w in doubts), *more)
+    warnings = (*resumed.doubts, *(f"before, {w}" for w in doubts), *more)
     cell = state_cell(setting.network, seed, found, before=before, warnings=warnings)
     return cell.model_copy(update={"scaling": seed_scaling(setting, scaling), "after": after})

@@ -162,6 +162,8 @@ def _schedule(every: Every) -> Callable[[int], bool]:
         if every < 1:
             raise ValueError(f"every: must be at least 1, got {every}")
         return lambda step: step % every == 0
+    if not isinstance(every, Collection):
+        raise ValueError(f"every: must be a whole number, a collection of them or a function, got {every!r}")
     return frozenset(every).__contains__
 
 
