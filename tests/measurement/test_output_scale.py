@@ -67,6 +67,17 @@ def test_scales_that_cannot_be_measured_bound_the_search() -> None:
     assert found.trial.scale == pytest.approx(3.0, rel=0.05)
 
 
+def test_scales_too_small_to_be_measured_bound_the_search_too() -> None:
+    def tau(s: float) -> float:
+        if s < 0.01:
+            raise MeasurementError("no-balance", "decayed")
+        return 0.003 / s
+
+    found, _ = search(tau, 0.35)  # at 0.0086
+    assert found.shortfall == "beyond, decayed"
+    assert found.trial.scale == pytest.approx(0.01, rel=0.05)
+
+
 def test_weight_decay_raises_the_start() -> None:
     def tau(s: float) -> float:
         if s < 1:

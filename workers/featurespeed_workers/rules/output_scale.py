@@ -50,7 +50,7 @@ def find_output_scale(
     Raises MeasurementError if none can be measured.
     """
     trials: list[Trial] = []
-    scale, barrier, failure = first, math.inf, None
+    scale, floor, ceiling, failure = first, 0.0, math.inf, None
     for round_ in range(1, MAX_ROUNDS + 1):
         tell(round_)
         try:
@@ -62,15 +62,20 @@ def find_output_scale(
             if not trials:  # weight decay outweighs the gradients of an output near 0
                 scale *= 4
                 continue
-            barrier = scale
+            if scale < trials[0].scale:
+                floor = scale
+            else:
+                ceiling = scale
         else:
             if abs(_excess(nearest(trials, target), target)) <= math.log1p(SENSITIVITY_TOLERANCE):
                 return Found(nearest(trials, target), None)
             if shortfall := _end(trials, target):
                 return Found(nearest(trials, target), shortfall)
         scale = math.exp(_next(trials, target, bisect=round_ % 3 == 0))
-        if scale >= barrier:
-            scale = math.sqrt(trials[-1].scale * barrier)
+        if scale >= ceiling:
+            scale = math.sqrt(trials[-1].scale * ceiling)
+        if scale <= floor:
+            scale = math.sqrt(trials[0].scale * floor)
     if not trials:
         assert failure is not None
         raise failure
