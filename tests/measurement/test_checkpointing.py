@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from featurespeed_workers import FeatureSpeedMonitor, measure, recommend
+from featurespeed_workers.eager import as_written
 from featurespeed_workers.losses import own_loss
 from tests.measurement.identity import same
 
@@ -120,3 +122,22 @@ def test_transformers_own_checkpointing() -> None:
         assert kept(measure(model, batches, **asked)) == kept(plain)
     assert plain.measurements[0].method == "exact"
     assert plain.measurements[0].formula_residual < 1e-12
+
+
+def test_threads_leave_reentrant_checkpointing_as_it_was() -> None:
+    """One that begins before another has ended must not take the other's stand-in for what torch has."""
+    before, within, over = torch.utils.checkpoint.CheckpointFunction, threading.Event(), threading.Event()
+
+    def other() -> None:
+        with as_written():
+            within.set()
+            over.wait(5)
+
+    thread = threading.Thread(target=other)
+    with as_written():
+        thread.start()
+        within.wait(0.2)
+    over.set()
+    thread.join()
+    assert within.is_set()
+    assert torch.utils.checkpoint.CheckpointFunction is before

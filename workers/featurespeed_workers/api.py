@@ -6,7 +6,6 @@ import functools
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from featurespeed.defaults import RECOMMENDATION_BATCHES, RELATIVE_SENSITIVITY, 
 from featurespeed.defaults import feature_step as default_feature_step
 from featurespeed_workers.balance import Balance
 from featurespeed_workers.directions import rules_of, rules_of_groups
+from featurespeed_workers.eager import ALONE
 from featurespeed_workers.found_blocks import blocks as found_blocks
 from featurespeed_workers.losses import LossFunction, loss_function
 from featurespeed_workers.measurement import Rates, Setting, measure_state
@@ -57,17 +57,16 @@ Loss = LossName | LossFunction
 AnyOptimizer = OptimizerName | Optimizer | torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
-_ALONE = threading.RLock()
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Threads wait for one another: torch's forward mode, kernels' switches and random state are the process's."""
+    """Threads wait for one another."""
 
     @functools.wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _ALONE:
+        with ALONE:
             return function(*args, **kwargs)
 
     return alone

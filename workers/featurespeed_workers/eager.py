@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
+
+ALONE = threading.RLock()
+"""Held by who measures or traces: forward mode, torch's switches and its random state are the process's."""
 
 
 def as_given_to_compile(module: nn.Module) -> nn.Module:
@@ -31,15 +35,16 @@ def as_written() -> Iterator[None]:
     Compiled code knows neither our hooks nor forward mode. Reentrant checkpointing refuses ``torch.autograd.grad``, and
     hides a segment's graph; the other kind saves the same memory and draws the same dropout.
     """
-    reentrant = torch.utils.checkpoint.CheckpointFunction
-    torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
-    # without dynamo nothing can have been compiled, and its import takes a second
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-    try:
-        with eager:
-            yield
-    finally:
-        torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
+    with ALONE:
+        reentrant = torch.utils.checkpoint.CheckpointFunction
+        torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
+        # without dynamo nothing can have been compiled, and its import takes a second
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+        try:
+            with eager:
+                yield
+        finally:
+            torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
 
 
 class _NotReentrant:
