@@ -252,7 +252,7 @@ def test_it_is_there_at_once(api, browser):
 
 
 def field(path):
-    return f"document.querySelector('[data-path=\"{path}\"] :is(input, select)')"
+    return f"document.querySelector('[data-path=\"{path}\"] :is(input, select, textarea)')"
 
 
 def change(browser, path, value):
