@@ -14,6 +14,13 @@ from tests.service.browser import Browser, Unavailable, chromium
 
 NAMES = ["<img src=x onerror='window.hacked=1'>", "hidden_2", "output"]
 
+COVERED = """[...document.querySelectorAll('[data-figure=angles_along_training] .ytick text')].filter(tick => {
+    const title = document.querySelector('[data-figure=angles_along_training] .ytitle').getBoundingClientRect();
+    const box = tick.getBoundingClientRect();
+    return box.left < title.right && title.left < box.right && box.top < title.bottom && title.top < box.bottom;
+}).map(tick => tick.textContent)"""
+"""Names of blocks that the title of their axis lies on."""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -42,6 +49,7 @@ def test_every_figure_is_drawn_offline(browser: Browser, tmp_path: Path, width: 
     assert browser.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll by themselves
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert browser.evaluate(COVERED) == []
     text = browser.evaluate("document.body.innerText")
     assert "onerror" in text  # a name is text
     assert browser.complaints == []

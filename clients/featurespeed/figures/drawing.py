@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurespeed.contract.report import Report
 from featurespeed.figures import figures_of
@@ -128,7 +128,8 @@ def _edges(centres: Sequence[float]) -> list[float]:
 
 
 def _axes(panel: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
-    for own, name in ((x, "x"), (y, "y")):
+    axes: tuple[tuple[Mapping[str, Any], Literal["x", "y"]], ...] = ((x, "x"), (y, "y"))
+    for own, name in axes:
         getattr(panel, f"set_{name}label")(own["title"]["text"])
         if own.get("type") == "log":
             getattr(panel, f"set_{name}scale")("log")
@@ -137,9 +138,10 @@ def _axes(panel: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
         if "tickvals" in own:
             rotation = -own.get("tickangle", 0)
             getattr(panel, f"set_{name}ticks")(own["tickvals"], own["ticktext"], rotation=rotation)
+        if own.get("showgrid", True):
+            panel.grid(axis=name, alpha=0.3)
     if y.get("rangemode") == "tozero" and panel.get_ylim()[0] > 0:
         panel.set_ylim(bottom=0)
-    panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
 
 

@@ -57,8 +57,10 @@ def angles_along_training(report: Report) -> Figure | None:
         ),
         layout(
             max(320, min(620, 120 + 22 * len(rows))),
-            xaxis=axis("step"),
-            yaxis=axis("block", **(named if depth <= NAMED_BLOCKS else {}), showgrid=False),
+            xaxis=axis("step", showgrid=False),
+            # names may be long: the title moves out of their way
+            yaxis=axis("block", **(named if depth <= NAMED_BLOCKS else {}), showgrid=False, automargin=True)
+            | {"title": {"text": "block", "standoff": 10}},
         ),
     )
 
