@@ -76,6 +76,7 @@ def test_a_wrong_backward_pass_is_seen_by_differences_alone() -> None:
     residuals = {(method, module): float(residual) for method, module, residual, _ in found}
     assert [by for *_, by in found] == ["exact", "double_backward", "central_difference", "central_difference"]
     assert residuals["exact", "WrongRelu"] < 1e-6
+    assert "a backward pass is not the derivative of its forward pass" in printed("judge_a_recommendation")
     assert residuals["central_difference", "WrongRelu"] > 30 * residuals["central_difference", "ReLU"]
     spreads = re.findall(r"(\w+) +width +(\d+): seeds differ by (.*)", printed("judge_a_recommendation"))
     widest = {(name, int(w)): max(map(float, re.findall(r"[\d.]+", factors))) for name, w, factors in spreads}

@@ -417,3 +417,45 @@ def test_a_request_may_ask_for_it(method: str) -> None:
     angles = ([layer.angle.mean for layer in r.measurements[0].layers] for r in (report, exact))
     for a, b in zip(*angles, strict=True):
         assert math.isclose(a, b, abs_tol=1e-4)
+
+
+class _Wrong(torch.autograd.Function):
+    """ReLU, whose backward pass is too large by a factor and which has no forward-mode rule."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, grad):
+        [x] = ctx.saved_tensors
+        return ctx.factor * grad * (x > 0), None
+
+
+class Wrong(nn.Linear):
+    factor = 1.0
+
+    def forward(self, x):
+        return _Wrong.apply(super().forward(x), self.factor)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, -1.0])
+def test_a_backward_pass_that_is_no_derivative_is_told(factor: float) -> None:
+    """Double backward agrees with itself, whatever it computes; the features' own differences do not."""
+    model, batches = chain(Wrong), data()
+    model[1][1].factor = factor
+    network = network_of(model, BLOCKS)
+    measured = [measure(network, batches) for _ in range(2)]  # what is found holds for later measurements
+    for report in measured:
+        [found], [warning] = report.measurements, report.warnings
+        assert found.method == "double_backward"
+        assert found.formula_residual < 1e-10
+        told = "a backward pass is not the derivative of its forward pass" in warning
+        assert told == (factor != 1)
+        assert (found.cos_error is not None) == told
+    truth = measure(model, batches, blocks=BLOCKS, method="central_difference").measurements[0]
+    if factor != 1:
+        assert measured[0].measurements[0].cos_error == pytest.approx(truth.formula_residual, rel=1e-6)
+        assert truth.formula_residual > 0.05

@@ -49,6 +49,8 @@ class Fallback:
     settled: bool = False
     largest_residual: float = math.inf
     """Beyond it the method is looked for anew: another operator has come up, which loses the tangent."""
+    cos_error: float | None = None
+    """The residual that differences have where double backward is chosen, if it is large."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 from torch import Tensor
 
@@ -61,8 +62,11 @@ def fsc(
     def try_scale(scale: float, states: int | None = None) -> Trial:
         return _try(setting, head.states(scale)[:states], scale, balance)
 
-    def tell_round(round_: int) -> None:
-        tell(0.2 + 0.02 * round_, f"output scale, round {round_}")
+    rounds = count(1)  # of both searches together, so that progress never goes back
+
+    def tell_round(_: int) -> None:
+        done = next(rounds)
+        tell(min(0.2 + 0.02 * done, 0.99), f"output scale, round {done}")
 
     if isinstance(head, DrawnOutput) and head.immaterial(setting.network):
         found = Found(try_scale(1.0), "its scale is immaterial, as with a norm after the output")
