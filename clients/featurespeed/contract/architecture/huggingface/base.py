@@ -47,9 +47,20 @@ class HuggingFace(Model, BlockChain):
         return any(value for name, value in self.config if "drop" in name)
 
     @property
+    def layers(self) -> int:
+        """Number of a transformer's residual blocks."""
+        layers: int = self.config.num_hidden_layers
+        return layers
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """L: embeddings, residual blocks, head."""
+        return self.layers + 2
+
+    @property
     def hidden_branches(self) -> int:
-        """Number of residual branches of the whole network."""
-        raise NotImplementedError
+        """Number of residual branches of the whole network: attention and feed-forward of every block."""
+        return 2 * self.layers
 
 
 class Labelled(Model):

@@ -70,12 +70,7 @@ class Bert(Text):
     @property
     def depth(self) -> int:  # type: ignore[override]
         """L: embeddings, residual blocks, the dense layer before the head or the pooler, head."""
-        return self.config.num_hidden_layers + 3
-
-    @property
-    def hidden_branches(self) -> int:
-        """Attention and feed-forward of every block."""
-        return 2 * self.config.num_hidden_layers
+        return self.layers + 3
 
     @property
     def signature(self) -> Signature:

@@ -61,14 +61,9 @@ class Gpt2(Text):
     task: Literal["causal_lm"] = "causal_lm"
 
     @property
-    def depth(self) -> int:  # type: ignore[override]
-        """L: embedding, residual blocks, head."""
-        return self.config.n_layer + 2
-
-    @property
-    def hidden_branches(self) -> int:
-        """Attention and feed-forward of every block."""
-        return 2 * self.config.n_layer
+    def layers(self) -> int:
+        """As GPT-2 calls them."""
+        return self.config.n_layer
 
     @property
     def longest_field(self) -> str:

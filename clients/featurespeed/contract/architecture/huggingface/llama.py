@@ -94,16 +94,6 @@ class _Rotary(Text):
     task: Literal["causal_lm"] = "causal_lm"
 
     @property
-    def depth(self) -> int:  # type: ignore[override]
-        """L: embedding, residual blocks, head."""
-        return self.config.num_hidden_layers + 2
-
-    @property
-    def hidden_branches(self) -> int:
-        """Attention and feed-forward of every block."""
-        return 2 * self.config.num_hidden_layers
-
-    @property
     def _biases(self) -> int:
         """Of one block."""
         raise NotImplementedError

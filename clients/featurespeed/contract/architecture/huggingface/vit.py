@@ -63,16 +63,6 @@ class Vit(HuggingFace):
     task: Literal["image_classification"] = "image_classification"
 
     @property
-    def depth(self) -> int:  # type: ignore[override]
-        """L: embeddings, residual blocks, head."""
-        return self.config.num_hidden_layers + 2
-
-    @property
-    def hidden_branches(self) -> int:
-        """Attention and feed-forward of every block."""
-        return 2 * self.config.num_hidden_layers
-
-    @property
     def signature(self) -> Signature:
         """An image in; logits out."""
         c = self.config
