@@ -19,14 +19,24 @@ function stacked(layout) {
   return found;
 }
 
+// Where there is little room names stand upright, numbers are fewer, and the legend comes below.
+function narrowed(layout) {
+  const found = { ...(layout.xaxis4 ? stacked(layout) : layout) };
+  for (const name of Object.keys(found).filter(key => key.startsWith("xaxis"))) {
+    found[name] = { ...found[name], ...(found[name].ticktext ? { tickangle: -90 } : { nticks: 5 }) };
+  }
+  const below = { orientation: "h", x: 0, y: -0.02, yref: "container", yanchor: "bottom" };
+  return { ...found, legend: below, height: found.height + 60, margin: { ...found.margin, l: 70, b: 140 } };
+}
+
 function drawFigures(figures, within = document) {
   for (const place of within.querySelectorAll("[data-figure]")) {
     const figure = figures[place.dataset.figure];
     if (!figure) continue;
-    const narrow = place.clientWidth < 560 && figure.layout.xaxis4;
-    const layout = narrow ? stacked(figure.layout) : figure.layout;
+    const narrow = place.clientWidth < 560;
+    const layout = narrow ? narrowed(figure.layout) : figure.layout;
     if (layout.height) place.style.height = `${layout.height}px`;
-    const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+    const options = { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover" };
     Plotly.react(place, figure.data, inPageColours(layout), options);
   }
 }
