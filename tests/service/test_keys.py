@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -154,6 +155,21 @@ def test_scopes(guarded_api, key):
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/docs", "/openapi.json", "/v1/schema", "/"])
 def test_what_tells_nothing_of_jobs_is_open(guarded_api, path):
     assert guarded_api.http.get(path).status_code == 200
+
+
+def test_the_reference_says_what_needs_a_key(guarded_api, tmp_path):
+    """So that /docs lets one be entered; where none are needed it says nothing of them."""
+    document = guarded_api.http.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["API key"]["scheme"] == "bearer"
+    operations = {(m, p): o for p, path in document["paths"].items() for m, o in path.items()}
+    open_to_all = {path for (_, path), operation in operations.items() if "security" not in operation}
+    assert open_to_all == {"/livez", "/readyz", "/v1/schema"}
+    for (method, path), operation in operations.items():
+        if "security" in operation:
+            assert operation["security"] == [{"API key": []}]
+            problem(guarded_api.http.request(method, re.sub(r"{\w+}", "0" * 64, path)), 401, "unauthenticated")
+    with Api(tmp_path / "open") as api:
+        assert "securit" not in api.http.get("/openapi.json").text
 
 
 def test_a_revoked_key_stops_within_the_stated_time(guarded_api, key):

@@ -30,10 +30,14 @@ ANYWHERE = ("internal-error", "database-unavailable", "insufficient-storage")
 
 
 class _Application(FastAPI):
+    needs_keys: bool
+
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with what FastAPI does not see: the spec's schema, and problems."""
+        """The OpenAPI document, with what FastAPI does not see: the spec, problems, whether keys are needed."""
         if not self.openapi_schema:
             _complete(super().openapi())
+            if not self.needs_keys:
+                _open(super().openapi())
         return super().openapi()
 
 
@@ -54,6 +58,14 @@ def _complete(document: dict[str, Any]) -> None:
         schemas.pop(name, None)
 
 
+def _open(document: dict[str, Any]) -> None:
+    """Nobody is asked for a key."""
+    document["components"].pop("securitySchemes")
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation.pop("security", None)
+
+
 def create_app(settings: Settings, store: SqlStore) -> FastAPI:
     """The HTTP application over a store; its context is ``app.state.context``.
 
@@ -69,6 +81,7 @@ def create_app(settings: Settings, store: SqlStore) -> FastAPI:
         docs_url=None,  # FastAPI's pages ask others for their scripts; /docs is routes/web.py's
         redoc_url=None,
     )
+    app.needs_keys = gate.required
     health = Look(lambda: (store.revision(), store.last_heartbeat()))
     app.state.context = Context(
         settings,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPBearer
 
 from featurespeed_service.api.context import Context, Ctx
 from featurespeed_service.api.datasets import DatasetLibrary
@@ -17,6 +18,9 @@ from featurespeed_service.api.refusals import Forbidden, Unauthenticated
 from featurespeed_service.store.interface import JobStore
 from featurespeed_service.store.keys import ApiKey, Grant, InvalidToken, KeyStore, Scope, parse_token
 from featurespeed_service.store.schema import LOCAL_TENANT
+
+BEARER = HTTPBearer(auto_error=False, scheme_name="API key", description="fsk_…, as an operator has made it")
+"""Only says in the OpenAPI document which routes take a key: who has one is the gate's to say."""
 
 KEY_CACHE_SECONDS = 2.0
 """How long a key is taken to be what it was: a revoked one stops within this time."""
@@ -101,7 +105,7 @@ def _check(key: ApiKey, scope: Scope) -> None:
 
 
 def _access(scope: Scope) -> Callable[[Request, Context], Awaitable[Access]]:
-    async def admitted(request: Request, context: Ctx) -> Access:
+    async def admitted(request: Request, context: Ctx, _: Annotated[object, Depends(BEARER)]) -> Access:
         authorization = request.headers.get("authorization")
         grant = await context.gate.admit(authorization, scope)
         request.state.tenant = grant.tenant  # for log and trace
