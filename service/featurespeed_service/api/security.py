@@ -104,7 +104,7 @@ def _check(key: ApiKey, scope: Scope) -> None:
         raise Forbidden(f"this needs the scope {scope}; the key has {', '.join(key.grant.scopes) or 'none'}")
 
 
-def _access(scope: Scope) -> Callable[[Request, Context], Awaitable[Access]]:
+def _access(scope: Scope) -> Callable[[Request, Context, object], Awaitable[Access]]:
     async def admitted(request: Request, context: Ctx, _: Annotated[object, Depends(BEARER)]) -> Access:
         authorization = request.headers.get("authorization")
         grant = await context.gate.admit(authorization, scope)
