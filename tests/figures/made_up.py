@@ -9,9 +9,12 @@ from featurespeed.contract import (
     LayerMeasurement,
     LossCurves,
     Measurement,
+    Properties,
+    Property,
     Provenance,
     Recommendation,
     Report,
+    StateProperties,
     Statistic,
 )
 
@@ -103,3 +106,11 @@ def curves(steps: int, every: int = 1) -> Evidence:
             pytorch_default_by_seed=(falling, diverged),
         )
     )
+
+
+def verdicts() -> Properties:
+    def state(value: float, reason: str | None) -> StateProperties:
+        one = Property(holds=reason is None, value=value, range=(0.5, 2.0), block="input", reason=reason)
+        return StateProperties(**dict.fromkeys(("SP", "FL", "LD", "BC", "FS", "BS", "S"), one))
+
+    return Properties(before=state(3.0, "features are <b>large</b>"), after=state(1.0, None))

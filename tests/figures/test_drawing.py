@@ -12,6 +12,7 @@ import pytest
 
 from featurespeed.figures import figures_of
 from featurespeed.figures.drawing import _draw, drawn
+from tests.figures.made_up import report, verdicts
 from tests.figures.test_figures import EVERYTHING
 
 FIGURES = figures_of(EVERYTHING)
@@ -53,6 +54,16 @@ def test_logarithmic_panels(part: Any) -> None:
     _draw(FIGURES["sizes"], part)
     assert [panel.get_yscale() for panel in part.axes] == ["log"] * 4
     assert part.axes[1].get_title(loc="left").startswith("relative feature speed")
+
+
+def test_verdicts(part: Any) -> None:
+    _draw(figures_of(report(properties=verdicts()), verdicts=True)["properties"], part)
+    [table] = part.axes[0].tables
+    texts = {place: cell.get_text() for place, cell in table.get_celld().items()}
+    assert texts[0, 0].get_text() == "property"
+    assert texts[1, 3].get_text() == "3 ✗ fails"
+    assert texts[1, 5].get_text() == "before: features are <b>large</b>"
+    assert texts[1, 3].get_color() != texts[1, 4].get_color()
 
 
 def test_files() -> None:

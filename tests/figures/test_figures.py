@@ -12,7 +12,7 @@ from featurespeed.contract import Report
 from featurespeed.figures import Figure, figures_of
 from featurespeed.figures.page import page
 from featurespeed.figures.style import MOST_CELLS, MOST_POINTS, picked
-from tests.figures.made_up import curves, measurement, report
+from tests.figures.made_up import curves, measurement, report, verdicts
 
 EVERYTHING = report(depth=5, steps=(0, 10, 20), evidence=curves(30))
 
@@ -33,7 +33,7 @@ def test_a_report_has_the_figures_that_it_has_numbers_for() -> None:
 def test_plotly_knows_every_word_of_them(other: Report | None) -> None:
     """Its own validators refuse a property or a value that they do not know."""
     figures = EVERYTHING.plot(other)
-    assert list(figures) == list(figures_of(EVERYTHING, other))
+    assert list(figures) == list(figures_of(EVERYTHING, other, verdicts=True))
     for name, figure in figures.items():
         assert len(figure.data) == len(figures_of(EVERYTHING, other)[name].data)
         for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
@@ -86,6 +86,21 @@ def test_a_run_that_diverged_ends() -> None:
     assert mean["y"][14] == pytest.approx(2 / 15, rel=1e-4)
     assert mean["y"][15] is None
     assert figures_of(EVERYTHING)["losses"].layout["yaxis"]["type"] == "log"
+
+
+def test_verdicts_are_a_table_with_reasons() -> None:
+    judged = report(properties=verdicts())
+    assert "properties" not in figures_of(judged)  # pages have a table of their own
+    figure = judged.plot()["properties"]
+    [table] = figure.data
+    columns = dict(zip(table.header["values"], table.cells["values"], strict=True))
+    assert list(columns["property"]) == ["SP", "FL", "LD", "BC", "FS", "BS", "S"]
+    assert columns["before"][0] == "3 ✗ fails"
+    assert columns["after"][0] == "1 ✓ holds"
+    assert columns["reason"][0] == "before: features are &lt;b&gt;large&lt;/b&gt;"
+    colors = dict(zip(table.header["values"], table.cells["font"]["color"], strict=True))
+    assert len(set(colors["before"])) == 1  # all fail
+    assert colors["before"][0] != colors["after"][0]
 
 
 def test_two_reports_are_told_apart() -> None:

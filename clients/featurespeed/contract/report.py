@@ -193,7 +193,7 @@ class Report(Model):
 
         from featurespeed.figures import figures_of
 
-        return {name: go.Figure(figure.to_dict()) for name, figure in figures_of(self, other).items()}
+        return {name: go.Figure(figure.to_dict()) for name, figure in figures_of(self, other, verdicts=True).items()}
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tables, and two figures if matplotlib is there."""

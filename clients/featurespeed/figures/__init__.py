@@ -11,14 +11,19 @@ from featurespeed.figures.layers import angles, contributions, sizes
 from featurespeed.figures.scaling import scaling
 from featurespeed.figures.style import Figure
 from featurespeed.figures.training import angles_along_training, losses
+from featurespeed.figures.verdicts import properties
 
 __all__ = ["Figure", "figures_of"]
 
 
-def figures_of(report: Report, other: Report | None = None) -> dict[str, Figure]:
-    """The figures that ``report`` has the numbers for, by name in reading order; ``other`` is drawn beside it."""
+def figures_of(report: Report, other: Report | None = None, *, verdicts: bool = False) -> dict[str, Figure]:
+    """The figures that ``report`` has the numbers for, by name in reading order; ``other`` is drawn beside it.
+
+    ``verdicts``: the properties too, as a figure; pages have them as a table of their own.
+    """
     made = (
         scaling(report, other),
+        properties(report) if verdicts else None,
         angles(report, other) if report.measurements else None,
         contributions(report, other) if report.measurements else None,
         sizes(report, other) if report.measurements else None,

@@ -5,15 +5,17 @@ It knows what our figures use of plotly's terms: lines, bands, bars, markers, he
 
 from __future__ import annotations
 
+import html
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurespeed.contract.report import Report
 from featurespeed.figures import figures_of
-from featurespeed.figures.style import Figure
+from featurespeed.figures.style import GREY, Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +30,7 @@ _HATCHES = {"": "", "/": "//", ".": ".."}
 
 def drawn(report: Report, kind: str, other: Report | None = None) -> bytes:
     """All figures, one below the other, as ``png`` or ``svg``; raises ModuleNotFoundError without matplotlib."""
-    return image(list(figures_of(report, other).values()), kind)
+    return image(list(figures_of(report, other, verdicts=True).values()), kind)
 
 
 def image(figures: Sequence[Figure], kind: str, *, dpi: int = 130) -> bytes:
@@ -50,6 +52,9 @@ def image(figures: Sequence[Figure], kind: str, *, dpi: int = 130) -> bytes:
 
 def _draw(figure: Figure, part: Any) -> None:
     layout = figure.layout
+    if figure.data[0]["type"] == "table":
+        _table(part.subplots(), figure.data[0])
+        return
     panels = sorted({trace.get("yaxis", "y") for trace in figure.data}, key=lambda y: int(y[1:] or 1))
     columns = 2 if len(panels) == 4 else 1
     grid = part.subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
@@ -65,6 +70,30 @@ def _draw(figure: Figure, part: Any) -> None:
     handles = {label: handle for panel in axes.values() for handle, label in zip(*_legend(panel), strict=True)}
     if handles:
         next(iter(axes.values())).legend(handles.values(), handles.keys(), fontsize=8, frameon=False, ncols=4)
+
+
+REASON_WIDTH = 52
+"""Characters in a line of a table's last column."""
+
+
+def _table(panel: Axes, trace: Mapping[str, Any]) -> None:
+    from matplotlib.transforms import Bbox
+
+    panel.axis("off")
+    columns = [[html.unescape(entry) for entry in column] for column in trace["cells"]["values"]]
+    columns[-1] = ["\n".join(textwrap.wrap(entry, REASON_WIDTH)) for entry in columns[-1]]
+    widths = [width / sum(trace["columnwidth"]) for width in trace["columnwidth"]]
+    rows = list(zip(*columns, strict=True))
+    lines = [1, *(max(entry.count("\n") + 1 for entry in row) for row in rows)]
+    table = panel.table(
+        rows, colLabels=trace["header"]["values"], colWidths=widths, cellLoc="left", colLoc="left", bbox=Bbox.unit()
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    for (row, column), cell in table.get_celld().items():
+        cell.set(height=lines[row] / sum(lines), edgecolor="#cccccc")
+        if row > 0:
+            cell.get_text().set_color("black" if (c := trace["cells"]["font"]["color"][column][row - 1]) == GREY else c)
 
 
 def _legend(panel: Axes) -> tuple[list[Any], list[Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#808080"
+RED = "#C0392B"
 """Okabe and Ito's colours: told apart by the colour-blind, and in print by their lightness and the dashes beside."""
 GRID = "rgba(128,128,128,0.25)"
 CLEAR = "rgba(0,0,0,0)"

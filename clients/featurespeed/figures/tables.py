@@ -38,7 +38,7 @@ class Table:
 
 def tables_of(report: Report) -> list[Table]:
     """The blocks, and the verdicts if there are any."""
-    verdicts = _verdict_table(report)
+    verdicts = verdict_table(report)
     return [_blocks(report), *([verdicts] if verdicts is not None else [])]
 
 
@@ -74,7 +74,7 @@ def _measured(layer: LayerMeasurement, total: float) -> list[str]:
     return [_statistic(layer.angle), _number(layer.feature_rms.mean), share]
 
 
-def _verdict_table(report: Report) -> Table | None:
+def verdict_table(report: Report) -> Table | None:
     """Every property: its range, value and verdict before and after, and why it fails."""
     if report.properties is None:
         return None
