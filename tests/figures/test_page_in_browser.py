@@ -10,7 +10,7 @@ import pytest
 from featurespeed.figures import figures_of
 from featurespeed.figures.page import page
 from tests.figures.made_up import curves, report
-from tests.service.browser import Browser, Unavailable, chromium
+from tests.service.browser import Browser, opened
 
 NAMES = ["<img src=x onerror='window.hacked=1'>", "hidden_2", "output"]
 
@@ -24,16 +24,12 @@ COVERED = """[...document.querySelectorAll('[data-figure=angles_along_training] 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    try:
-        chromium()
-    except Unavailable as missing:
-        pytest.skip(str(missing))
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        opened.call("Network.enable")
-        opened.call(
+    with opened(tmp_path_factory.mktemp("profile")) as browser:
+        browser.call("Network.enable")
+        browser.call(
             "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0
         )
-        yield opened
+        yield browser
 
 
 @pytest.mark.parametrize("width", [360, 1600])

@@ -7,8 +7,11 @@ import select
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
@@ -33,6 +36,17 @@ def chromium():
     if done.returncode != 0 or (found := shutil.which("chromium")) is None:
         raise Unavailable(f"Chromium cannot be installed: {done.stderr.strip()[-300:]}")
     return found
+
+
+@contextmanager
+def opened(profile: Path):
+    """A browser; where none can be had the test is skipped, with the reason."""
+    try:
+        chromium()
+    except Unavailable as why:
+        pytest.skip(str(why))
+    with Browser(profile) as browser:
+        yield browser
 
 
 class Browser:

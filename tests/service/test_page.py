@@ -15,7 +15,7 @@ from featurespeed_service.store.keys import Grant, parse_token
 from tests.client.reports import report
 from tests.figures.made_up import curves
 from tests.figures.made_up import report as made_up
-from tests.service.browser import Browser, Unavailable, chromium
+from tests.service.browser import opened
 from tests.service.conftest import Api
 from tests.service.service_process import wait_until
 from tests.service.specs import request
@@ -69,11 +69,7 @@ def guarded_api(tmp_path):
 
 @pytest.fixture(scope="module")
 def own_browser(tmp_path_factory):
-    try:
-        chromium()
-    except Unavailable as error:
-        pytest.skip(str(error))
-    with Browser(profile := tmp_path_factory.mktemp("profile")) as browser:
+    with opened(profile := tmp_path_factory.mktemp("profile")) as browser:
         yield browser
     shutil.rmtree(profile, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.browser import Browser, Unavailable, chromium
+from tests.service.browser import opened
 from tests.service.service_process import ServiceProcess
 from tests.service.test_page import TEXT, open_page, picture, text_of
 
@@ -25,12 +25,8 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    try:
-        chromium()
-    except Unavailable as error:
-        pytest.skip(str(error))
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+    with opened(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 def field(path):

@@ -26,6 +26,7 @@ from featurespeed.contract.report import (
     Report,
     Statistic,
 )
+from featurespeed.wording import number, share, spread
 
 PLAIN_WIDTH = 200
 """Columns of the output where there is no terminal: nothing is cut."""
@@ -267,26 +268,9 @@ def _feature_step(advice: Recommendation) -> str:
     return f"{number(advice.feature_step)} by probes ({cost}); {number(found.asked_feature_step)} without"
 
 
-def number(value: float | None) -> str:
-    """Four significant digits; a dash for what is undefined."""
-    return "–" if value is None else f"{value:.4g}"
-
-
 def factor(statistic: GeometricStatistic) -> str:
     """A geometric standard deviation."""
     return f"×÷{statistic.factor_sd:.3g}" if len(statistic.values) > 1 else "–"  # one seed has no spread
-
-
-def spread(statistic: Statistic) -> str:
-    """Mean and, over more than one seed, standard deviation."""
-    if statistic.mean is None or statistic.sd is None:
-        return "–"
-    return f"{statistic.mean:.3f} ± {statistic.sd:.3f}" if len(statistic.values) > 1 else f"{statistic.mean:.3f}"
-
-
-def share(part: float | None, total: float) -> str:
-    """A part in per cent."""
-    return "–" if part is None or total == 0 else f"{part / total:.1%}"
 
 
 def _table(first: str, *others: str) -> Table:

@@ -67,7 +67,11 @@ def _draw(figure: Figure, part: Any) -> None:
         _levels(panel, layout, name)
         if len(panels) == 4:
             panel.set_title(layout["annotations"][panels.index(name)]["text"], loc="left", fontsize=9)
-    handles = {label: handle for panel in axes.values() for handle, label in zip(*_legend(panel), strict=True)}
+    handles = {
+        label: handle
+        for panel in axes.values()
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         next(iter(axes.values())).legend(handles.values(), handles.keys(), fontsize=8, frameon=False, ncols=4)
 
@@ -94,10 +98,6 @@ def _table(panel: Axes, trace: Mapping[str, Any]) -> None:
         cell.set(height=lines[row] / sum(lines), edgecolor="#cccccc")
         if row > 0:
             cell.get_text().set_color("black" if (c := trace["cells"]["font"]["color"][column][row - 1]) == GREY else c)
-
-
-def _legend(panel: Axes) -> tuple[list[Any], list[Any]]:
-    return panel.get_legend_handles_labels()
 
 
 def _traces(panel: Axes, traces: Sequence[Mapping[str, Any]], part: Drawn) -> None:

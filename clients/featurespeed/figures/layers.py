@@ -11,6 +11,7 @@ from featurespeed.contract.report import LayerMeasurement, Measurement, Recommen
 from featurespeed.figures.states import Quantity, State, lines, names_of, states_of
 from featurespeed.figures.style import (
     GREY,
+    MOST_MARKS,
     Figure,
     axis,
     block_axis,
@@ -22,9 +23,6 @@ from featurespeed.figures.style import (
     rounded,
     text,
 )
-
-MOST_BARS = 60
-"""More blocks than this are drawn as lines."""
 
 
 def angles(report: Report, other: Report | None = None) -> Figure:
@@ -51,7 +49,8 @@ def contributions(report: Report, other: Report | None = None) -> Figure:
     """C_v as a part of the loss decay, by block, and the part that each block should have."""
     states = states_of(report, other)
     names = names_of(states)
-    drawn = [_bars(s) for s in states] if len(names) <= MOST_BARS else list(lines(states, _share))
+    few = len(names) <= MOST_MARKS
+    drawn = [t for s in states for t in ([_bars(s)] if few else lines([s], _shares(s.measured)))]
     return Figure(
         "contributions",
         "Contribution of each block to the loss decay",
@@ -67,14 +66,22 @@ def contributions(report: Report, other: Report | None = None) -> Figure:
     )
 
 
-def _share(measured: Measurement, layer: LayerMeasurement) -> list[float | None]:
-    total = sum(other.contribution.mean or 0.0 for other in measured.layers)
-    return [None if v is None or total == 0 else 100 * v / total for v in layer.contribution.values]
+def _total(measured: Measurement) -> float:
+    return math.fsum(layer.contribution.mean or 0.0 for layer in measured.layers)
+
+
+def _shares(measured: Measurement) -> Quantity:
+    """Of every seed's contribution to the loss decay, in per cent of the whole decay's mean."""
+    total = _total(measured)
+
+    def share(_: Measurement, layer: LayerMeasurement) -> list[float | None]:
+        return [None if v is None or total == 0 else 100 * v / total for v in layer.contribution.values]
+
+    return share
 
 
 def _bars(state: State) -> dict[str, Any]:
-    layers = state.measured.layers
-    total = sum(layer.contribution.mean or 0.0 for layer in layers)
+    layers, total = state.measured.layers, _total(state.measured)
     parts = [100 * (layer.contribution.mean or 0.0) / total if total else None for layer in layers]
     return {
         "type": "bar",

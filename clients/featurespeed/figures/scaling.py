@@ -9,6 +9,7 @@ from featurespeed.contract.report import BlockRecommendation, Report
 from featurespeed.defaults import PYTORCH_LEARNING_RATE
 from featurespeed.figures.style import (
     BLUE,
+    MOST_MARKS,
     ORANGE,
     PURPLE,
     Figure,
@@ -68,11 +69,11 @@ def _points(
         "type": "scatter",
         "xaxis": f"x{axes}",
         "yaxis": f"y{axes}",
-        "mode": "lines+markers" if len(blocks) <= 60 else "lines",
+        "mode": "lines+markers" if len(blocks) <= MOST_MARKS else "lines",
         "x": [b.index for b in blocks],
         "y": rounded(shown),
         "error_y": {"type": "data", "symmetric": False, "array": rounded(up), "arrayminus": rounded(down)}
-        if len(blocks) <= 60
+        if len(blocks) <= MOST_MARKS
         else {},
         "customdata": [
             f"{text(b.name)}: " + (f"std {b.init_std:.4g}" if axes == "" else f"lr {b.lr:.4g}") for b in blocks

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurespeed.contract.report import LayerMeasurement, Measurement, Report
-from featurespeed.contract.statistic import Statistic
-from featurespeed.figures.style import BLUE, GREEN, ORANGE, PURPLE, picked, rounded, text
+from featurespeed.figures.style import BLUE, GREEN, MOST_MARKS, ORANGE, PURPLE, picked, rounded, text
 
 Quantity = Callable[[Measurement, LayerMeasurement], Sequence[float | None]]
 """Of a layer of a measurement, for every seed."""
@@ -58,11 +57,6 @@ def names_of(states: Sequence[State]) -> list[str]:
     return [layer.name for layer in deepest.layers]
 
 
-def values_of(statistic: Statistic) -> Sequence[float | None]:
-    """Every seed's value."""
-    return statistic.values
-
-
 def lines(
     states: Sequence[State], quantity: Quantity, axes: tuple[str, str] = ("x", "y"), *, legend: bool = True
 ) -> Iterator[dict[str, Any]]:
@@ -81,7 +75,7 @@ def lines(
             "y": rounded([sum(v) / len(v) if v else None for v in values]),
             "customdata": [text(layer.name) for layer in chosen],
             "name": state.label,
-            "mode": "lines+markers" if len(x) <= 60 else "lines",
+            "mode": "lines+markers" if len(x) <= MOST_MARKS else "lines",
             "line": {"color": state.color, "dash": state.dash, "width": 2},
             "marker": {"symbol": state.symbol, "size": 7, "color": state.color},
             "showlegend": legend,

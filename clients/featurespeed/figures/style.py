@@ -16,6 +16,8 @@ CLEAR = "rgba(0,0,0,0)"
 
 MOST_POINTS = 800
 """Points of a line: more than a screen has columns to show them."""
+MOST_MARKS = 60
+"""Blocks that have a mark or a bar each; more are lines alone."""
 MOST_CELLS = 200
 """Rows and columns of a heat map."""
 NAMED_BLOCKS = 14

@@ -9,7 +9,8 @@ from typing import Self
 
 from featurespeed.contract.properties import MEANINGS, Property, StateProperties
 from featurespeed.contract.report import LayerMeasurement, Report
-from featurespeed.contract.statistic import GeometricStatistic, Statistic
+from featurespeed.contract.statistic import GeometricStatistic
+from featurespeed.wording import judged_states, number, range_of, share, spread
 
 MOST_ROWS = 600
 """Blocks in a table; of more, the middle ones are left out."""
@@ -55,7 +56,7 @@ def _blocks(report: Report) -> Table:
             b.name,
             "" if b.module in (None, b.name) else b.module or "",
             _geometric(b.init_std_over_seeds),
-            _number(b.init_ratio),
+            number(b.init_ratio),
             _geometric(b.lr_over_seeds) if b.lr else "0 (does not train)",
             *(_measured(layers[b.index], total) if b.index in layers else [""] * len(_MEASURED)),
             b.note or "",
@@ -69,17 +70,14 @@ _MEASURED = ("angle (rad)", "feature rms", "part of decay")
 
 
 def _measured(layer: LayerMeasurement, total: float) -> list[str]:
-    part = layer.contribution.mean
-    share = "–" if part is None or total == 0 else f"{part / total:.1%}"
-    return [_statistic(layer.angle), _number(layer.feature_rms.mean), share]
+    return [spread(layer.angle), number(layer.feature_rms.mean), share(layer.contribution.mean, total)]
 
 
 def verdict_table(report: Report) -> Table | None:
     """Every property: its range, value and verdict before and after, and why it fails."""
     if report.properties is None:
         return None
-    states = {"before": report.properties.before, "after": report.properties.after}
-    known = {when: state for when, state in states.items() if state is not None}
+    known = judged_states(report.properties)
     titles = ["property", "worst block’s", "range", *(known if len(known) > 1 else ["value"]), "reason"]
     rows = [[name, meaning, *_verdicts(name, list(known.items()))] for name, meaning in MEANINGS.items()]
     return Table.of("Properties of the scaling", titles, rows)
@@ -87,12 +85,11 @@ def verdict_table(report: Report) -> Table | None:
 
 def _verdicts(name: str, states: Sequence[tuple[str, StateProperties]]) -> list[str]:
     found: list[tuple[str, Property]] = [(when, getattr(state, name)) for when, state in states]
-    low, high = found[0][1].range
     reasons = [
         f"{when}: {p.reason}" if len(found) > 1 else str(p.reason) for when, p in found if p.holds is False and p.reason
     ]
     return [
-        f"≤ {high:.3g}" if low == 0 else f"{low:.3g} to {high:.3g}",
+        range_of(found[0][1]),
         *(_verdict(p) for _, p in found),
         "; ".join(reasons),
     ]
@@ -108,13 +105,13 @@ def facts_of(report: Report) -> dict[str, str]:
     """The constants behind the recommendation, and what is needed to get the same numbers again."""
     facts: dict[str, str] = {}
     if (advice := report.recommendation) is not None:
-        facts["master learning rate δt"] = f"{_number(advice.master_lr)} (already in every rate)"
+        facts["master learning rate δt"] = f"{number(advice.master_lr)} (already in every rate)"
         if advice.relative_sensitivity is not None:
-            facts["τ reached, κ taken"] = f"{_number(advice.relative_sensitivity)}, {_number(advice.feature_step)}"
+            facts["τ reached, κ taken"] = f"{number(advice.relative_sensitivity)}, {number(advice.feature_step)}"
         facts["warm-up"] = f"{advice.warmup_fraction:.0%} of the steps"
     if report.measurements:
         first = report.measurements[0]
-        facts["loss at the start"] = _number(first.loss)
+        facts["loss at the start"] = number(first.loss)
         facts["formula residual"] = f"{max(m.formula_residual for m in report.measurements):.1e} ({first.method})"
     made = report.provenance
     facts["seeds"] = ", ".join(map(str, made.seeds))
@@ -122,19 +119,9 @@ def facts_of(report: Report) -> dict[str, str]:
     return facts
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
 def _geometric(statistic: GeometricStatistic) -> str:
-    spread = f" ×÷ {statistic.factor_sd:.3g}" if len(statistic.values) > 1 else ""
-    return f"{statistic.mean:.4g}{spread}"
-
-
-def _statistic(statistic: Statistic) -> str:
-    if statistic.mean is None:
-        return "–"
-    return f"{statistic.mean:.3f}" + (f" ± {statistic.sd:.3f}" if len(statistic.values) > 1 else "")
+    factor = f" ×÷ {statistic.factor_sd:.3g}" if len(statistic.values) > 1 else ""
+    return f"{statistic.mean:.4g}{factor}"
 
 
 def report_html(report: Report) -> str:

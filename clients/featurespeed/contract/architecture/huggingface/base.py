@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -117,6 +117,25 @@ class Text(HuggingFace):
         return Signature(
             (self.positions,), vocab_size, vocab_size, True, inputs_field="context_length", outputs_field=VOCABULARY
         )
+
+
+class Images(HuggingFace):
+    """A model that tells classes of square images apart."""
+
+    size_field: ClassVar[str] = "config.image_size"
+    """The field that gives the pixels of a side."""
+
+    @property
+    def size(self) -> int:
+        """Pixels of a side."""
+        size: int = self.config.image_size
+        return size
+
+    @property
+    def signature(self) -> Signature:
+        """An image in; logits out."""
+        shape = (self.config.num_channels, self.size, self.size)
+        return Signature(shape, self.config.num_labels, inputs_field=self.size_field, outputs_field=LABELS)
 
 
 VOCABULARY, LABELS = "config.vocab_size", "config.num_labels"

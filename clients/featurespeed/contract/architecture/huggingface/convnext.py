@@ -7,13 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from featurespeed.contract.architecture.chain import Signature
 from featurespeed.contract.architecture.huggingface.base import (
-    LABELS,
     Channels,
     Epsilon,
     HiddenAct,
-    HuggingFace,
+    Images,
     Labelled,
     Pixels,
     Probability,
@@ -63,7 +61,7 @@ class ConvNextConfig(Labelled):
         return self
 
 
-class ConvNext(HuggingFace):
+class ConvNext(Images):
     """``transformers.ConvNextForImageClassification``.
 
     Blocks: the stem, every residual block, every convolution between two stages, and norm and head.
@@ -90,13 +88,6 @@ class ConvNext(HuggingFace):
         for stage, depth in enumerate(self.config.depths):
             kinds += ["between"] * (stage > 0) + ["residual"] * depth
         return [name for name, kind in zip(self.block_names[1:-1], kinds, strict=True) if kind == "residual"]
-
-    @property
-    def signature(self) -> Signature:
-        """An image in; logits out."""
-        c = self.config
-        shape = (c.num_channels, c.image_size, c.image_size)
-        return Signature(shape, c.num_labels, inputs_field="config.image_size", outputs_field=LABELS)
 
     @property
     def parameter_count(self) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from featurespeed.contract.architecture.chain import Signature
 from featurespeed.contract.architecture.huggingface.base import (
-    LABELS,
     Channels,
     HiddenAct,
-    HuggingFace,
+    Images,
     Labelled,
     Pixels,
     Stages,
@@ -56,7 +54,7 @@ class ResidualNetConfig(Labelled):
         return self
 
 
-class ResidualNet(HuggingFace):
+class ResidualNet(Images):
     """``transformers.ResNetForImageClassification``, of images of ``image_size`` × ``image_size`` pixels.
 
     Blocks: the stem, every residual block (the convolution of its shortcut included), and the head.
@@ -66,6 +64,7 @@ class ResidualNet(HuggingFace):
     config: ResidualNetConfig = ResidualNetConfig()
     task: Literal["image_classification"] = "image_classification"
     image_size: Pixels = 224
+    size_field: ClassVar[str] = "image_size"
 
     @property
     def depth(self) -> int:  # type: ignore[override]
@@ -88,10 +87,9 @@ class ResidualNet(HuggingFace):
         return True
 
     @property
-    def signature(self) -> Signature:
-        """An image in; logits out."""
-        shape = (self.config.num_channels, self.image_size, self.image_size)
-        return Signature(shape, self.config.num_labels, inputs_field="image_size", outputs_field=LABELS)
+    def size(self) -> int:
+        """Its configuration has none."""
+        return self.image_size
 
     @property
     def parameter_count(self) -> int:

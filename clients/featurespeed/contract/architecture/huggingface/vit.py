@@ -6,15 +6,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from featurespeed.contract.architecture.chain import Signature
 from featurespeed.contract.architecture.huggingface.base import (
-    LABELS,
     Channels,
     Epsilon,
     Heads,
     Hidden,
     HiddenAct,
-    HuggingFace,
+    Images,
     Labelled,
     Layers,
     Pixels,
@@ -55,19 +53,12 @@ class VitConfig(Labelled):
         return self
 
 
-class Vit(HuggingFace):
+class Vit(Images):
     """``transformers.ViTForImageClassification``: embeddings, residual blocks, norm and head."""
 
     model_type: Literal["vit"]
     config: VitConfig = VitConfig()
     task: Literal["image_classification"] = "image_classification"
-
-    @property
-    def signature(self) -> Signature:
-        """An image in; logits out."""
-        c = self.config
-        shape = (c.num_channels, c.image_size, c.image_size)
-        return Signature(shape, c.num_labels, inputs_field="config.image_size", outputs_field=LABELS)
 
     @property
     def parameter_count(self) -> int:
